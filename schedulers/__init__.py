@@ -1,0 +1,1 @@
+"""Which unit trains next: policies as pure functions over frozen snapshots."""

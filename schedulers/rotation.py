@@ -1,0 +1,44 @@
+"""Whose turn it is when units take turns: the memory of the policies that rotate."""
+
+from __future__ import annotations
+
+from schedulers.base import JSON, Cancelled, Event, Failed, Finished, Submitted, TurnDone
+
+
+class Rotation:
+    """A queue of units as places: who arrives or has had a turn goes to its end; nothing else moves anybody.
+
+    So a unit whose turn was cut, by a pause or a lost worker, is where it was. One that it was never told of
+    stands at the front.
+    """
+
+    def __init__(self) -> None:
+        self._end = 0
+        self._places: dict[str, int] = {}
+        self._sequences: dict[str, int] = {}
+
+    def place(self, unit_id: str) -> int:
+        """Return where the unit stands; the least has waited longest."""
+        return self._places.get(unit_id, 0)
+
+    def on_event(self, event: Event) -> None:
+        """Take note of an event, unless it is repeated or late."""
+        if event.sequence <= self._sequences.get(event.unit_id, -1):
+            return
+        self._sequences[event.unit_id] = event.sequence
+        if isinstance(event, Submitted | TurnDone):
+            self._end += 1
+            self._places[event.unit_id] = self._end
+        elif isinstance(event, Finished | Failed | Cancelled):
+            # its sequence stays: a late event must not bring back a unit that is gone
+            self._places.pop(event.unit_id, None)
+
+    def state_dict(self) -> dict[str, JSON]:
+        """Return the queue as JSON."""
+        return {"end": self._end, "places": dict(self._places), "sequences": dict(self._sequences)}
+
+    def load_state_dict(self, state: dict[str, JSON]) -> None:
+        """Take over a queue that ``state_dict`` returned."""
+        self._end = int(state["end"])
+        self._places = dict(state["places"])
+        self._sequences = dict(state["sequences"])
