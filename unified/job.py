@@ -1,0 +1,306 @@
+"""A job: what one user hands in to be trained, and the states it goes through. Free of torch until checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from unified.errors import InvalidSubmission, Problem, UnifiedError
+from unified.job_parts import (
+    CheckpointSpec,
+    DataSpec,
+    EarlyStopping,
+    LossSpec,
+    LRSchedulerSpec,
+    OptimizerSpec,
+    Part,
+)
+from unified.job_problems import problems_in
+from unified.job_rules import (
+    data_problems,
+    early_stopping_problems,
+    length_problems,
+    metric_problems,
+    relative_path_problems,
+    schedule_problems,
+)
+from unified.job_values import (
+    MAX_INT,
+    JobName,
+    MetricNames,
+    ModelSource,
+    OutputName,
+    PositiveFloat,
+    PositiveInt,
+    UserName,
+)
+from unified.strict_json import read_json
+
+#: The fields that each rule reads, in the order of its arguments.
+_RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterable[Problem]]], ...] = (
+    (("epochs", "max_steps"), length_problems),
+    (("metrics",), metric_problems),
+    (("early_stopping", "metrics", "data"), early_stopping_problems),
+    (("data",), data_problems),
+    (("lr_scheduler",), schedule_problems),
+)
+
+#: Well-formed values for what is missing or malformed, so that everything else can be checked all the same.
+_STAND_INS: dict[str, Any] = {
+    "name": "unnamed",
+    "model": "model.umodel",
+    "data": {"train": "train.pt"},
+    "loss": "MSELoss",
+    "optimizer": "SGD",
+    "batch_size": 1,
+}
+
+#: What changes when, where and for whom a job trains, but not what comes out. Files count by their content.
+_NOT_TRAINING = {"name", "user", "priority", "deadline_seconds", "checkpoint", "model"}
+_FILES = {"train", "test", "tokenizer"}
+
+
+def _one_length(schema: dict[str, Any]) -> None:
+    """Say in the JSON Schema that a job has epochs or max_steps, and not both."""
+    schema["oneOf"] = [
+        {"required": [field], "properties": {field: {"type": "integer"}}} for field in ("epochs", "max_steps")
+    ]
+
+
+class JobSpec(Part):
+    """What a user wants trained, and how: the fields of ``job.json``, checked.
+
+    In Python, ``model`` may also be an ``nn.Module`` and data may be tensors; nothing of them is copied or
+    changed. A job is frozen. Unpickling one checks nothing again.
+
+    Attributes:
+        name: The job's name, unique within a run: letters, digits, ``.``, ``_`` and ``-``.
+        user: Whose job it is.
+        model: Path of the model, or an ``nn.Module``.
+        data: What it trains and is tested on.
+        loss: A loss of ``torch.nn``, by name or as ``{"name": …, **kwargs}``.
+        metrics: What to measure on the test set: names of :data:`unified.metrics.METRIC_NAMES`.
+        optimizer: An optimizer of ``torch.optim``, likewise.
+        lr_scheduler: A schedule of ``torch.optim.lr_scheduler``, likewise, stepped ``every`` ``"epoch"`` or
+            ``"step"``.
+        epochs: How often to go through the training data; or else
+        max_steps: how many optimizer steps to make.
+        batch_size: Samples per step.
+        drop_last: Whether to leave out an epoch's last batch if it is not full.
+        clip_grad_norm: Largest norm of the gradient, None: not clipped.
+        seed: Of the order of samples, and of dropout and the like.
+        priority: Lower runs earlier, where the scheduler looks at it.
+        deadline_seconds: When it should be done, in seconds since submission.
+        early_stopping: When to stop before the end.
+        checkpoint: How often to save its state.
+        precision: ``"fp32"``, or mixed with ``"bf16"`` or ``"fp16"``.
+        stacking: Whether it may step as one with jobs of the same architecture: ``"auto"``, ``"never"``, or
+            ``"exact"``: not where that rounds differently.
+        on_nan: What a loss of NaN does: ``"fail"`` the job or ``"keep"`` going.
+        output: Which output of the model goes to the loss; see :func:`unified.components.select_output`.
+
+    Raises:
+        InvalidSubmission: With everything that is wrong, including what PyTorch would refuse in the loss, the
+            optimizer and the schedule.
+
+    Example:
+        >>> job = JobSpec(
+        ...     name="lenet",
+        ...     model="lenet.umodel",
+        ...     data={"train": "train.pt"},
+        ...     loss="CrossEntropyLoss",
+        ...     optimizer={"name": "SGD", "lr": 0.01},
+        ...     epochs=3,
+        ...     batch_size=64,
+        ... )
+        >>> job.optimizer.kwargs
+        {'lr': 0.01}
+        >>> JobSpec.parse(job.to_json()) == job
+        True
+    """
+
+    model_config = ConfigDict(title="job.json", json_schema_extra=_one_length)
+
+    name: JobName
+    user: UserName | None = None
+    model: ModelSource
+    data: DataSpec
+    loss: LossSpec
+    metrics: MetricNames = ()
+    optimizer: OptimizerSpec
+    lr_scheduler: LRSchedulerSpec | None = None
+    epochs: PositiveInt | None = None
+    max_steps: PositiveInt | None = None
+    batch_size: PositiveInt
+    drop_last: bool = False
+    clip_grad_norm: PositiveFloat | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
+    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] = 0
+    deadline_seconds: PositiveFloat | None = None
+    early_stopping: EarlyStopping | None = None
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    stacking: Literal["auto", "never", "exact"] = "auto"
+    on_nan: Literal["fail", "keep"] = "fail"
+    output: OutputName | None = None
+
+    @classmethod
+    def parse(cls, mapping: Mapping[str, Any], job: str | None = None) -> JobSpec:
+        """Check the content of a ``job.json`` and return the job.
+
+        Args:
+            mapping: The fields.
+            job: What to call the job in messages if it has no name, e.g. its folder.
+
+        Raises:
+            InvalidSubmission: With everything that is wrong.
+        """
+        fields = dict(mapping) if isinstance(mapping, Mapping) else mapping
+        return cls.model_validate(fields, context={"job": job})
+
+    @classmethod
+    def read(cls, path: str | Path) -> JobSpec:
+        """Read and check a ``job.json``.
+
+        Raises:
+            InvalidSubmission: If it is not strict JSON, or with everything that is wrong with the job.
+        """
+        path = Path(path)
+        folder = path.absolute().parent.name
+        return cls.model_validate(read_json(path, job=folder), context={"job": folder})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the job as plain JSON, from which :meth:`parse` makes an equal job.
+
+        Raises:
+            TypeError: If it holds a module or tensors, which JSON cannot.
+        """
+        held = [self.model, self.data.train, self.data.test]
+        if not all(isinstance(source, str | None) for source in held):
+            raise TypeError(f"job {self.name!r} holds Python objects; write them to files and name those")
+        return self.model_dump(mode="json")
+
+    def fingerprint(self, *contents: str) -> str:
+        """Return a SHA-256 of what determines the trained weights.
+
+        Name, user, priority, deadline and checkpoints do not. Nor do paths: files count by their content.
+
+        Args:
+            *contents: The hashes of the model and of the data.
+        """
+        recipe = self.model_dump(mode="json", exclude=_NOT_TRAINING | {"data"})
+        recipe["data"] = self.data.model_dump(mode="json", exclude=_FILES)
+        text = json.dumps([recipe, contents], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Return the JSON Schema (2020-12) of ``job.json``; it cannot say what PyTorch would refuse."""
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **cls.model_json_schema()}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_problems_at_once(
+        cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
+    ) -> Self:
+        malformed: frozenset[str] = frozenset()
+        problems: list[Problem] = []
+        job = _called(value, info.context)
+        try:
+            spec = handler(value)
+        except ValidationError as error:
+            problems = problems_in(error, job, cls)
+            if not isinstance(value, dict):
+                raise InvalidSubmission(problems) from None
+            malformed = frozenset(str(details["loc"][0]) for details in error.errors(include_url=False))
+            sound = {field: value[field] for field in value.keys() & cls.model_fields.keys() - malformed}
+            spec = handler(_STAND_INS | sound)
+        problems += _problems_between(spec, malformed, job)
+        if problems:
+            raise InvalidSubmission(problems)
+        return spec
+
+
+def _called(value: object, context: dict[str, Any] | None) -> str:
+    """Return what to call a job in messages: its name, or else its folder."""
+    name = value.get("name") if isinstance(value, dict) else None
+    return name[:100] if isinstance(name, str) and name else (context or {}).get("job") or "?"
+
+
+def _problems_between(spec: JobSpec, malformed: frozenset[str], job: str) -> list[Problem]:
+    """Return what is wrong between well-formed fields, and what PyTorch would refuse in them."""
+    # Only here, and not at the top: a process that merely passes jobs on never imports torch.
+    from unified.component_problems import component_problems
+
+    problems: list[Problem] = []
+    for fields, rule in _RULES:
+        if malformed.isdisjoint(fields):
+            problems += rule(job, *(getattr(spec, field) for field in fields))
+    loss, optimizer, lr_scheduler, epochs, max_steps = (
+        None if field in malformed else getattr(spec, field)
+        for field in ("loss", "optimizer", "lr_scheduler", "epochs", "max_steps")
+    )
+    every_step = lr_scheduler is not None and lr_scheduler.every == "step"
+    return problems + component_problems(
+        job,
+        loss=loss,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        total_steps=max_steps if every_step else epochs,
+    )
+
+
+def path_problems(spec: JobSpec) -> list[Problem]:
+    """Return the paths of a ``job.json`` that lead out of its folder; the Python API takes any path."""
+    sources = {"model": spec.model, "data.train": spec.data.train, "data.test": spec.data.test}
+    paths = {field: source for field, source in sources.items() if isinstance(source, str)}
+    return [*relative_path_problems(spec.name, paths | {"data.tokenizer": spec.data.tokenizer})]
+
+
+class IllegalMoveError(UnifiedError):
+    """A job was asked to go to a state that its present one does not lead to; nothing was changed."""
+
+
+class JobState(StrEnum):
+    """Where a job stands. It changes only along :data:`LEGAL_MOVES`."""
+
+    QUEUED = "queued"  #: waits for its first turn, or for the next one after a pause or a lost worker
+    RUNNING = "running"  #: resident on a slot, has begun
+    PAUSED = "paused"  #: set aside on request, its state in a checkpoint
+    FINISHED = "finished"  #: trained, verified and returned
+    FAILED = "failed"  #: ended for a reason of its own
+    CANCELLED = "cancelled"  #: ended on request
+
+
+LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset(
+        {JobState.QUEUED, JobState.PAUSED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}
+    ),
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.FINISHED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+
+
+def check_move(old: JobState, new: JobState, *, job: str = "?") -> None:
+    """Raise :class:`IllegalMoveError` unless a job may go from ``old`` to ``new``."""
+    if new not in LEGAL_MOVES[old]:
+        allowed = ", ".join(sorted(LEGAL_MOVES[old])) or "nothing: it has ended"
+        raise IllegalMoveError(
+            f"job {job!r}: cannot go from {old} to {new}; from {old} it may go to {allowed}"
+        )
