@@ -1,0 +1,186 @@
+"""The tracker's counts against storages counted by hand, and its rules against what PyTorch's allocator hands out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from unified.memory_tracker import MemoryTracker
+from unified.operator_costs import workspace
+
+KIB = 1024
+
+
+def test_a_storage_counts_once_however_many_views_it_has():
+    with MemoryTracker() as tracker:
+        base = torch.zeros(KIB // 4)
+        views = [base[10:], base.view(16, 16), base.t(), base.detach()]
+        base.add_(1).mul_(2)
+    assert tracker.live_bytes == KIB
+    del base
+    assert tracker.live_bytes == KIB  # the views hold it
+    del views
+    assert tracker.live_bytes == 0
+
+
+def test_the_timeline_holds_what_was_alive_at_each_operator():
+    with MemoryTracker() as tracker:
+        first = torch.zeros(KIB // 4)
+        second = first + 1
+        del first
+        third = second * 2
+    assert (tracker.timeline, tracker.num_ops) == ([KIB, 2 * KIB, 2 * KIB], 3)
+    assert second.nbytes + third.nbytes == tracker.live_bytes
+
+
+def test_what_the_graph_saves_is_alive_until_the_backward_pass():
+    x = torch.zeros(KIB // 4, requires_grad=True)
+    with MemoryTracker() as tracker:
+        y = x.exp().sum()
+        assert tracker.live_bytes == KIB + 4
+        y.backward()
+        assert tracker.live_bytes == KIB + 4  # the gradient, in place of the saved result
+        x.grad = None
+    assert tracker.live_bytes == 4
+
+
+def test_growing_in_place_and_rounding_are_seen():
+    with MemoryTracker(granularity=512) as tracker:
+        tensor = torch.zeros(1)
+        assert tracker.live_bytes == 512
+        tensor.resize_(200)
+    assert tracker.live_bytes == 1024
+
+
+def test_tensors_made_before_count_once_they_are_given():
+    weight = torch.zeros(KIB // 4)
+    tracker = MemoryTracker()
+    tracker.hold({"weight": weight, "again": [weight, None, 3]})
+    assert tracker.live_bytes == KIB
+
+
+def test_an_assumed_scalar_stands_for_unknown_values_only():
+    with FakeTensorMode(), MemoryTracker() as tracker:
+        with pytest.raises(RuntimeError):
+            torch.empty(()).item()
+        tracker.assumed_scalar = 0.5
+        assert torch.empty(()).item() == 0.5
+    real = torch.tensor(3.0)
+    with tracker:
+        assert real.item() == 3.0
+
+
+@settings(max_examples=20, deadline=None)
+@given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=8), kept=st.sets(st.integers(0, 7)))
+def test_live_bytes_are_those_of_the_tensors_that_are_left(sizes, kept):
+    with FakeTensorMode(), MemoryTracker() as tracker:
+        tensors = [torch.empty(size) for size in sizes]
+        remaining = [tensor for index, tensor in enumerate(tensors) if index in kept]
+        del tensors
+    assert tracker.live_bytes == sum(4 * tensor.numel() for tensor in remaining)
+
+
+class AllocationOfEachOperator(TorchDispatchMode):
+    """Compares the rule for each operator with the allocator's record of that one call."""
+
+    def __init__(self, *packets):
+        super().__init__()
+        self.packets = packets
+        self.seen = []  #: operator, true peak, peak by the rule
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket not in self.packets:
+            return func(*args, **(kwargs or {}))
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            output = func(*args, **(kwargs or {}))
+        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+        peak = running = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            running += event.nbytes()
+            peak = max(peak, running)
+        self.seen.append((func, peak, running + max(0, workspace(func, args, output).temporary_bytes)))
+        return output
+
+
+aten = torch.ops.aten
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(32, 64, 3, padding=1), (16, 32, 24, 24)),
+        (nn.Conv2d(32, 64, 3, stride=2, padding=1), (16, 32, 24, 24)),
+        (nn.Conv2d(6, 16, 5), (32, 6, 14, 14)),
+        (nn.Conv2d(64, 64, 3, padding=1, groups=64), (16, 64, 24, 24)),
+        (nn.Conv1d(32, 64, 3, padding=1), (16, 32, 256)),
+        (nn.ConvTranspose2d(32, 16, 4, 2, 1), (16, 32, 16, 16)),
+        (nn.Conv2d(16, 32, 3, padding=1).double(), (16, 16, 24, 24)),
+        (nn.BatchNorm2d(32), (16, 32, 24, 24)),
+    ],
+    ids=["plain", "stride", "few channels", "depthwise", "1d", "transposed", "double", "batch norm"],
+)
+def test_copies_around_a_convolution_are_known(layer, shape):
+    dtype = next(layer.parameters()).dtype
+    inputs = torch.randn(shape, dtype=dtype, requires_grad=True)
+    rules = AllocationOfEachOperator(
+        aten.convolution, aten.convolution_backward, aten.native_batch_norm_backward
+    )
+    with rules:
+        layer(inputs).square().sum().backward()
+    assert rules.seen
+    for func, true_peak, peak in rules.seen:
+        assert peak == pytest.approx(true_peak, rel=0.15), func
+
+
+@pytest.mark.parametrize(("features", "hidden"), [(8, 16), (64, 32), (64, 100), (10, 20), (256, 256)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_workspace_hidden_in_a_recurrent_layer_has_its_true_size(features, hidden, dtype):
+    layer, inputs = nn.LSTM(features, hidden), torch.randn(20, 8, features)
+    with (
+        AllocationOfOutputs() as outputs,
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16),
+    ):
+        layer(inputs)
+    (true_bytes, bytes_by_rule), *_ = outputs.seen
+    assert bytes_by_rule == pytest.approx(true_bytes, rel=0.05)
+
+
+class AllocationOfOutputs(TorchDispatchMode):
+    """Compares the size of a recurrent layer's hidden output with the rule for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if func.overloadpacket is aten.mkldnn_rnn_layer:
+            rule = workspace(func, args, output)
+            self.seen.append((output[rule.hidden_output].nbytes, rule.hidden_bytes))
+        return output
+
+
+def test_fake_attention_takes_the_kernel_that_real_attention_takes():
+    def operators(mode):
+        seen = []
+
+        class Names(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                seen.append(func)
+                return func(*args, **(kwargs or {}))
+
+        with mode, Names():
+            query = torch.zeros(2, 4, 64, 16)
+            F.scaled_dot_product_attention(query, query, query, is_causal=True)
+        return [func for func in seen if "attention" in str(func)]
+
+    with torch.no_grad():
+        real, fake = operators(torch.no_grad()), operators(FakeTensorMode())
+    assert real == fake == [aten._scaled_dot_product_flash_attention_for_cpu.default]

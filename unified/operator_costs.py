@@ -1,0 +1,284 @@
+"""What an operator costs that its outputs do not show: hidden workspaces, temporaries and floating-point operations.
+
+PyTorch's own formulas (``torch.utils.flop_counter``) and the shapes that fake tensors give leave out recurrent layers fused
+into one operator, attention kernels of the CPU, and copies: the blocked ones that oneDNN makes around a convolution, that of
+BatchNorm, the tiles of bfloat16 products. The sizes are those of oneDNN 3.x, checked against the allocator in the tests;
+cuDNN's are an estimate from its layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+aten = torch.ops.aten
+
+Args = tuple[Any, ...]
+_PAGE = 4096  # oneDNN starts each part of a recurrent workspace on a page
+_GATES = {0: 1, 1: 1, 2: 4, 3: 3}  # by the operator's `mode`: RNN with ReLU, with tanh, LSTM, GRU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """Memory of an operator beyond its outputs.
+
+    Attributes:
+        temporary_bytes: Held only while it runs; negative where its outputs come after its peak.
+        hidden_output: Index of an output that stands for a workspace kept for the backward pass; -1 without one.
+        hidden_bytes: True size of that output.
+    """
+
+    temporary_bytes: int = 0
+    hidden_output: int = -1
+    hidden_bytes: int = 0
+
+
+_NONE = Workspace()
+
+
+def workspace(func: torch._ops.OpOverload, args: Args, output: Any) -> Workspace:
+    """Return what ``func``, called with ``args``, used beyond ``output``."""
+    rule = _WORKSPACES.get(func.overloadpacket)
+    return _NONE if rule is None else rule(args, output)
+
+
+def count_flops(func: torch._ops.OpOverload, args: Args, kwargs: dict[str, Any], output: Any) -> int:
+    """Return the floating-point operations of one call; 0 for operators that have no products in them."""
+    packet = func.overloadpacket
+    if packet in _FLOPS:
+        return _FLOPS[packet](args, output)
+    formula = flop_registry.get(packet)
+    return 0 if formula is None else formula(*args, **kwargs, out_val=output)
+
+
+# ---- oneDNN convolution: input, weight and output are copied to and from a layout blocked by channels
+
+
+def _convolution_workspace(args: Args, output: torch.Tensor) -> Workspace:
+    x, weight, _, stride, _, _, is_transposed, _, groups = args
+    if x.device.type != "cpu":
+        return _NONE
+    if not _is_onednn(x):
+        return Workspace(temporary_bytes=_columns_bytes(weight, output))
+    if _is_channels_last(x) or _is_channels_last(weight):
+        return Workspace(temporary_bytes=_nbytes(weight))
+    blocked = _blocked_bytes(output)
+    computing = _blocked_input_bytes(x) + _nbytes(weight) + blocked - _nbytes(output)
+    scattering = _scattered_bytes(blocked, stride, groups) if is_transposed else blocked
+    return Workspace(temporary_bytes=max(computing, scattering))
+
+
+def _convolution_backward_workspace(args: Args, output: Sequence[torch.Tensor | None]) -> Workspace:
+    grad, x, weight, _, stride, _, _, is_transposed, _, groups, _ = args
+    grad_input, grad_weight, _ = output
+    if x.device.type != "cpu":
+        return _NONE
+    copied = _copied_bytes(grad)
+    if not _is_onednn(x):
+        return Workspace(temporary_bytes=copied + _columns_bytes(weight, grad))
+    if _is_channels_last(x) or _is_channels_last(weight):
+        return Workspace(temporary_bytes=copied + 2 * _nbytes(weight))
+    blocked, peaks = _blocked_bytes(grad), [0]
+    if grad_input is not None:
+        blocked_input = _blocked_bytes(grad_input)
+        scattering = blocked_input if is_transposed else _scattered_bytes(blocked_input, stride, groups)
+        peaks += [blocked + _nbytes(weight) + blocked_input, _nbytes(grad_input) + scattering]
+    if grad_weight is not None:
+        kept = 0 if grad_input is None else _nbytes(grad_input)
+        peaks += [kept + blocked + _blocked_input_bytes(x) + _nbytes(weight)]
+    made = sum(_nbytes(t) for t in output if t is not None)
+    return Workspace(temporary_bytes=copied + max(peaks) - made)
+
+
+def _batch_norm_backward_workspace(args: Args, _: Any) -> Workspace:
+    return Workspace(temporary_bytes=_nbytes(args[1]) if args[1].device.type == "cpu" else 0)
+
+
+def _is_onednn(x: torch.Tensor) -> bool:
+    if x.dtype is torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return x.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
+
+
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = formats.get(tensor.dim())
+    return layout is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout)
+
+
+def _blocked_bytes(tensor: torch.Tensor) -> int:
+    """Size of ``(batch, channels, ...)`` with channels in blocks of a vector register."""
+    channels, block = tensor.shape[1], _channel_block()
+    return _nbytes(tensor) // max(1, channels) * _round_up(channels, block)
+
+
+def _blocked_input_bytes(x: torch.Tensor) -> int:
+    # An image's few channels are read as they are.
+    return _blocked_bytes(x) if x.shape[1] >= _channel_block() else 0
+
+
+def _channel_block() -> int:
+    return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+
+
+def _scattered_bytes(blocked: int, stride: Sequence[int], groups: int) -> int:
+    """What a result of ``blocked`` bytes takes besides it where inputs go to several places a stride apart."""
+    return 2 * blocked if groups == 1 and max(stride) > 1 else blocked
+
+
+def _copied_bytes(grad: torch.Tensor | None) -> int:
+    """Size of the dense copy made of a gradient that is expanded or transposed."""
+    return 0 if grad is None or grad.is_contiguous() or _is_channels_last(grad) else _nbytes(grad)
+
+
+def _columns_bytes(weight: torch.Tensor, output: torch.Tensor) -> int:
+    """Size of the unfolded input of a convolution done as a matrix product; none for a 1 x 1 kernel."""
+    kernel = math.prod(weight.shape[2:])
+    if kernel == 1:
+        return 0
+    return output.shape[0] * weight.shape[1] * kernel * math.prod(output.shape[2:]) * output.element_size()
+
+
+# ---- recurrent layers in one operator
+
+
+def _onednn_rnn_workspace(args: Args, _: Any) -> Workspace:
+    x, hidden, is_training = args[0], args[10], args[15]
+    return Workspace(
+        temporary_bytes=_onednn_gates_bytes(x, hidden) + _nbytes(args[1]) + _nbytes(args[2]),
+        hidden_output=3,
+        hidden_bytes=_onednn_kept_bytes(x, hidden) if is_training else 0,
+    )
+
+
+def _onednn_rnn_backward_workspace(args: Args, _: Any) -> Workspace:
+    x, grad, hidden = args[0], args[10], args[15]
+    weights = 2 * (_nbytes(args[1]) + _nbytes(args[2]))
+    return Workspace(temporary_bytes=_copied_bytes(grad) + _onednn_gates_bytes(x, hidden) + weights)
+
+
+def _onednn_gates_bytes(x: torch.Tensor, hidden: int) -> int:
+    """One row per step and sample, of four gates."""
+    steps, batch = x.shape[:2]
+    return _paged(steps * batch * _row(4 * hidden, x.element_size()))
+
+
+def _onednn_kept_bytes(x: torch.Tensor, hidden: int) -> int:
+    """Gates, hidden states, and states of one more step and one more layer, some in rows wide enough for the input."""
+    steps, batch, features = x.shape
+    size, widest = x.element_size(), max(features, hidden)
+    # Cell states and differences are float32 whatever the type of the rest.
+    per_state = (_row(widest, 4), _row(widest, 4), _row(widest, size), hidden * 4, hidden * size)
+    states = sum(_paged(2 * (steps + 1) * batch * row) for row in per_state)
+    return _onednn_gates_bytes(x, hidden) + states + _paged(steps * batch * _row(hidden, size))
+
+
+def _row(width: int, size: int) -> int:
+    """Return the bytes of a row: whole cache lines, but no multiple of 256 elements, which would collide in the cache."""
+    line = 64 // size
+    padded = _round_up(width, line)
+    return (padded + line if padded % 256 == 0 else padded) * size
+
+
+def _paged(nbytes: int) -> int:
+    return _round_up(nbytes, _PAGE)
+
+
+def _cudnn_rnn_workspace(args: Args, _: Any) -> Workspace:
+    x, mode, hidden, layers, is_training, is_bidirectional = (
+        args[0],
+        args[6],
+        args[7],
+        args[9],
+        args[12],
+        args[13],
+    )
+    rows = math.prod(x.shape[:-1]) * layers * (2 if is_bidirectional else 1)
+    # Per step: the gates, their state, and the output that the next layer reads.
+    kept = rows * (_GATES[mode] + 2) * hidden * x.element_size()
+    return Workspace(temporary_bytes=kept, hidden_output=3, hidden_bytes=kept if is_training else 0)
+
+
+def _cudnn_rnn_backward_workspace(args: Args, _: Any) -> Workspace:
+    x, mode, hidden, layers, is_bidirectional = args[0], args[10], args[11], args[13], args[17]
+    rows = math.prod(x.shape[:-1]) * layers * (2 if is_bidirectional else 1)
+    return Workspace(temporary_bytes=rows * (_GATES[mode] + 2) * hidden * x.element_size())
+
+
+def _rnn_flops(weights: Sequence[torch.Tensor], x: torch.Tensor) -> int:
+    """Each weight matrix multiplies one column per step and sample."""
+    return sum(2 * math.prod(x.shape[:-1]) * weight.numel() for weight in weights if weight.dim() == 2)
+
+
+# ---- bfloat16 products on a CPU: each thread packs a tile of the second factor and sums in float32
+
+
+def _bfloat16_product_workspace(args: Args, output: torch.Tensor) -> Workspace:
+    if output.dtype is not torch.bfloat16 or output.device.type != "cpu":
+        return _NONE
+    rows, columns = output.shape
+    inner = args[-1].shape[0]
+    tile = min(columns, 64)
+    return Workspace(
+        temporary_bytes=torch.get_num_threads() * tile * (4 * min(rows, 256) + 2 * min(inner, 1024))
+    )
+
+
+# ---- attention on a CPU: scores are computed in tiles, one buffer per thread
+
+
+def _attention_workspace(args: Args, _: Any) -> Workspace:
+    query, key = args[0], args[1]
+    return Workspace(temporary_bytes=_tiles_bytes(query, key))
+
+
+def _attention_backward_workspace(args: Args, _: Any) -> Workspace:
+    return Workspace(temporary_bytes=2 * _tiles_bytes(args[1], args[2]))
+
+
+def _tiles_bytes(query: torch.Tensor, key: torch.Tensor) -> int:
+    num_queries, width = query.shape[-2:]
+    rows = min(num_queries, 256 if num_queries >= 768 else 64 if num_queries >= 192 else 32)
+    columns = min(512, key.shape[-2])
+    return 4 * torch.get_num_threads() * rows * (columns + 2 + width)
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+_WORKSPACES: dict[torch._ops.OpOverloadPacket, Callable[[Args, Any], Workspace]] = {
+    aten.convolution: _convolution_workspace,
+    aten.convolution_backward: _convolution_backward_workspace,
+    aten.native_batch_norm_backward: _batch_norm_backward_workspace,
+    aten.mkldnn_rnn_layer: _onednn_rnn_workspace,
+    aten.mkldnn_rnn_layer_backward: _onednn_rnn_backward_workspace,
+    aten._cudnn_rnn: _cudnn_rnn_workspace,
+    aten._cudnn_rnn_backward: _cudnn_rnn_backward_workspace,
+    aten.mm: _bfloat16_product_workspace,
+    aten.addmm: _bfloat16_product_workspace,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_workspace,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_workspace,
+}
+
+_FLOPS: dict[torch._ops.OpOverloadPacket, Callable[[Args, Any], int]] = {
+    aten.mkldnn_rnn_layer: lambda args, _: _rnn_flops(args[1:5], args[0]),
+    aten.mkldnn_rnn_layer_backward: lambda args, _: 2 * _rnn_flops(args[1:5], args[0]),
+    aten._cudnn_rnn: lambda args, _: _rnn_flops(args[1], args[0]),
+    aten._cudnn_rnn_backward: lambda args, _: 2 * _rnn_flops(args[1], args[0]),
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda args, _: sdpa_flop_count(
+        args[0].shape, args[1].shape, args[2].shape
+    ),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda args, _: sdpa_backward_flop_count(
+        args[0].shape, args[1].shape, args[2].shape, args[3].shape
+    ),
+}
