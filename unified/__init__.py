@@ -1,0 +1,74 @@
+"""unified: train many people's PyTorch models as one, and hand each back exactly as if it had trained alone."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unified.api import train
+    from unified.engine import Engine
+    from unified.errors import (
+        CheckpointError,
+        DoesNotFitError,
+        ExportError,
+        InvalidSubmission,
+        JobFailedError,
+        Problem,
+        UnifiedError,
+        WorkerDiedError,
+    )
+    from unified.job import JobSpec, JobState
+    from unified.results import Result, Timing
+    from unified.submission.umodel_read import load_umodel
+    from unified.submission.umodel_write import export
+
+#: Public name -> the module that defines it. Resolved on first use, so that the command line starts without torch.
+_HOMES = {
+    "CheckpointError": "unified.errors",
+    "DoesNotFitError": "unified.errors",
+    "Engine": "unified.engine",
+    "ExportError": "unified.errors",
+    "InvalidSubmission": "unified.errors",
+    "JobFailedError": "unified.errors",
+    "JobSpec": "unified.job",
+    "JobState": "unified.job",
+    "Problem": "unified.errors",
+    "Result": "unified.results",
+    "Timing": "unified.results",
+    "UnifiedError": "unified.errors",
+    "WorkerDiedError": "unified.errors",
+    "export": "unified.submission.umodel_write",
+    "load_umodel": "unified.submission.umodel_read",
+    "train": "unified.api",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "CheckpointError",
+    "DoesNotFitError",
+    "Engine",
+    "ExportError",
+    "InvalidSubmission",
+    "JobFailedError",
+    "JobSpec",
+    "JobState",
+    "Problem",
+    "Result",
+    "Timing",
+    "UnifiedError",
+    "WorkerDiedError",
+    "export",
+    "load_umodel",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unified' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

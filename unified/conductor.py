@@ -1,0 +1,301 @@
+"""Carries decisions out: makes slots, grants turns to their workers, moves and evicts jobs. Free of torch.
+
+Every decision of who runs comes from the scheduler; what comes of it is noted by the bookkeeper.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+
+from schedulers import base
+from schedulers.fcfs import FirstComeFirstServed
+from unified import messages
+from unified.bookkeeper import Bookkeeper
+from unified.errors import WorkerDiedError
+from unified.job import JobState
+from unified.ledger import ENDED, JobRecord, Ledger
+from unified.nursery import Nursery
+from unified.packing import Plan, Stage, admits
+from unified.planning import Planner
+from unified.quantities import plural
+from unified.slots import Slot
+
+MAX_DEATHS = 2
+MAX_IDLE_DEATHS = 3
+CHECKPOINT_ALL_SECONDS = 60.0
+_NO_STAGE = Stage(threads=None, slots=0, jobs=())
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Conductor:
+    """Drives the workers of a run.
+
+    Attributes:
+        books: The jobs, and everybody who is told of what happens to them.
+        scheduler: Who runs next.
+        nursery: Where workers come from.
+        planner: Knows the devices and their memory.
+        deterministic: Workers use deterministic kernels only.
+    """
+
+    books: Bookkeeper
+    scheduler: base.Scheduler
+    nursery: Nursery
+    planner: Planner
+    deterministic: bool
+    slots: list[Slot] = field(default_factory=list)
+    _plan: Plan | None = None
+    _stage: Stage = _NO_STAGE
+    _num_idle_deaths: int = 0
+
+    def adopt(self, plan: Plan) -> None:
+        """Take over a plan: fix each job's threads and make the first stage's slots."""
+        self._plan = plan
+        for stage in plan.stages:
+            for name in stage.jobs:
+                record = self._ledger[name]
+                record.num_threads = record.num_threads or stage.threads
+        if plan.stages:
+            self._enter(plan.stages[0])
+
+    @property
+    def _ledger(self) -> Ledger:
+        return self.books.ledger
+
+    def describe_slots(self) -> tuple[str, ...]:
+        """Return each slot in words, over all stages: ``"slot 0: cpu, 1 thread, then 2 threads"``."""
+        texts: list[str] = []
+        for stage in self._plan.stages if self._plan is not None else ():
+            for slot in self._make_slots(stage):
+                if slot.index < len(texts):
+                    texts[slot.index] += f", then {plural(slot.num_threads, 'thread')}"
+                else:
+                    texts.append(slot.describe())
+        return tuple(texts)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a run is under way."""
+        return bool(self.slots)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way and nothing can begin."""
+        return not any(record.is_ready or record.slot is not None for record in self._ledger.all())
+
+    def pipes(self) -> dict[Connection, Slot]:
+        """Return the pipes of the living workers."""
+        return {slot.child.pipe: slot for slot in self.slots if slot.child is not None}
+
+    def advance(self) -> None:
+        """Let idle slots begin turns, as the scheduler decides; spread parked jobs over slots that have none."""
+        self._choose_stage()
+        ready = [record for record in self._ledger.ready() if self._belongs(record)]
+        if not ready:
+            return
+        for grant in self._select(ready):
+            self._grant(self._ledger[grant.unit_id], self.slots[grant.slot_id], grant.quantum)
+        for slot in self.slots:
+            if slot.running is None:
+                self._fetch_parked_job(slot)
+
+    def receive(self, slot: Slot) -> None:
+        """Take in one report of a worker, or its death."""
+        assert slot.child is not None, "only living workers' pipes are waited for"
+        try:
+            report = slot.child.pipe.recv()
+        except (EOFError, OSError):
+            self._lose_worker(slot)
+            return
+        self.books.take(slot, report)
+
+    def pause(self, record: JobRecord) -> None:
+        """Set a job aside; see :meth:`unified.Engine.pause`."""
+        if record.state is JobState.PAUSED or record.state in ENDED or record.is_returning:
+            return
+        if record.slot is None:
+            self.books.set_aside(record)
+        else:
+            self._evict(record, "pause")
+
+    def resume(self, record: JobRecord) -> None:
+        """Let a paused job wait for its turn again."""
+        if record.leaving == "pause":
+            record.leaving = "move"  # it comes back as soon as it is out
+        elif record.state is JobState.PAUSED:
+            self.books.set_waiting(record)
+
+    def cancel(self, record: JobRecord) -> None:
+        """End a job on request."""
+        if record.state in ENDED:
+            return
+        if record.slot is None:
+            self.books.set_cancelled(record)
+        else:
+            self._evict(record, "cancel")
+
+    def checkpoint(self, record: JobRecord) -> None:
+        """Have a checkpoint written; a job that is not resident has its state on disk already."""
+        if record.slot is not None:
+            self.slots[record.slot].send(messages.WriteCheckpoint(job=record.name))
+
+    def checkpoint_all(self) -> None:
+        """Have checkpoints of all resident jobs written and wait for them, a minute at most."""
+        awaited = {
+            record.name
+            for record in self._ledger.all()
+            if record.slot is not None and not record.is_returning
+        }
+        for name in awaited:
+            self.checkpoint(self._ledger[name])
+        deadline = time.monotonic() + CHECKPOINT_ALL_SECONDS
+        while awaited and (left := deadline - time.monotonic()) > 0 and self.pipes():
+            for pipe in wait(list(self.pipes()), timeout=left):
+                assert isinstance(pipe, Connection), "only pipes were waited for"
+                slot = self.pipes()[pipe]
+                self.receive(slot)
+            awaited = {name for name in awaited if not self._ledger[name].is_safe}
+
+    def stop(self) -> None:
+        """End the workers; jobs that were resident go back to the queue with what their checkpoints hold."""
+        for slot in self.slots:
+            self._end_worker(slot)
+        for record in self._ledger.all():
+            if record.slot is not None:
+                record.leave_slot()
+                if record.state is JobState.RUNNING:
+                    record.move(JobState.QUEUED)
+        self.slots, self._stage = [], _NO_STAGE
+
+    def _belongs(self, record: JobRecord) -> bool:
+        if record.num_threads is None:
+            record.num_threads = self._stage.threads  # it came while the run was under way
+        return record.num_threads == self._stage.threads
+
+    def _choose_stage(self) -> None:
+        """Go to the stage of the first waiting job once nobody of the present stage is left."""
+        living = [record for record in self._ledger.all() if record.is_ready or record.slot is not None]
+        if not living or any(self._belongs(record) for record in living) or self._plan is None:
+            return
+        wanted = living[0].num_threads
+        self._enter(next(stage for stage in self._plan.stages if stage.threads == wanted))
+
+    def _enter(self, stage: Stage) -> None:
+        """Change to a stage's slots: workers that are there already take over its number of threads."""
+        wanted = self._make_slots(stage)
+        for slot in self.slots[len(wanted) :]:
+            self._end_worker(slot)
+        for slot, old in zip(wanted, self.slots, strict=False):
+            slot.child = old.child
+            slot.send(messages.SetThreads(num_threads=slot.num_threads))
+        self.slots, self._stage = wanted, stage
+
+    def _make_slots(self, stage: Stage) -> list[Slot]:
+        devices = enumerate(self.planner.devices_of(stage))
+        return [Slot(index=index, device=device, num_threads=stage.threads or 1) for index, device in devices]
+
+    def _end_worker(self, slot: Slot) -> None:
+        slot.send(messages.Shutdown())
+        if slot.child is not None:
+            self.nursery.reap(slot.child)
+            slot.child, slot.running = None, None
+
+    def _select(self, ready: Sequence[JobRecord]) -> list[base.Grant]:
+        views = [record.view() for record in ready]
+        slots = [
+            base.SlotView(id=slot.index, running=slot.running, accepts=self._accepted(slot, ready))
+            for slot in self.slots
+        ]
+        grants = self.scheduler.select(self.books.clock(), views, slots)
+        wrong = _wrong_grant(grants, views, slots)
+        if wrong is None:
+            return grants
+        logger.warning("scheduler %s: %s; this decision is taken by fcfs", self.books.scheduler_name, wrong)
+        return FirstComeFirstServed().select(self.books.clock(), views, slots)
+
+    def _accepted(self, slot: Slot, ready: Sequence[JobRecord]) -> frozenset[str]:
+        unplaced = [record for record in ready if record.slot is None]
+        return frozenset(record.name for record in unplaced if self._fits(record, slot))
+
+    def _fits(self, record: JobRecord, slot: Slot) -> bool:
+        capacity = self.planner.capacity_of(self._stage)
+        if slot.device == "cpu":
+            others = [other for other in self.slots if other is not slot]
+            capacity -= sum(_total_demand(self._ledger.resident(other.index)) for other in others)
+        resident = [resident.demand for resident in self._ledger.resident(slot.index)]
+        return admits(record.demand, resident, capacity)
+
+    def _grant(self, record: JobRecord, slot: Slot, quantum: base.Quantum) -> None:
+        slot.start(self.nursery, deterministic=self.deterministic)
+        if record.slot is None:
+            record.slot, record.is_safe = slot.index, False
+            record.is_hosting = True
+            record.results.mkdir(parents=True, exist_ok=True)
+            slot.send(
+                messages.Host(
+                    submission=record.submission, checkpoints=record.checkpoints, results=record.results
+                )
+            )
+        slot.send(messages.RunTurn(job=record.name, quantum=quantum))
+        self.books.begin_turn(slot, record)
+
+    def _fetch_parked_job(self, slot: Slot) -> None:
+        """Bring a job that is parked beside a running one to this idle slot: exact, through a checkpoint."""
+        if any(record.leaving == "move" for record in self._ledger.all()):
+            return
+        parked = [
+            record
+            for other in self.slots
+            if other.running is not None
+            for record in self._ledger.resident(other.index)
+            if record.is_ready and self._fits(record, slot)
+        ]
+        if parked:
+            self._evict(max(parked, key=lambda record: record.seconds_left), "move")
+
+    def _evict(self, record: JobRecord, purpose: str) -> None:
+        assert record.slot is not None, "only resident jobs are evicted"
+        is_told = record.leaving is not None
+        record.leaving = purpose
+        if not is_told or purpose == "cancel":
+            self.slots[record.slot].send(messages.Evict(job=record.name, keep=purpose != "cancel"))
+
+    def _lose_worker(self, slot: Slot) -> None:
+        assert slot.child is not None, "it lived until now"
+        reason = self.nursery.reap(slot.child)
+        slot.child = None
+        self._num_idle_deaths = 0 if self._ledger.resident(slot.index) else self._num_idle_deaths + 1
+        if self._num_idle_deaths >= MAX_IDLE_DEATHS:
+            raise WorkerDiedError(f"workers of {slot.describe()} keep dying before they get work ({reason})")
+        self.books.lose_worker(slot, reason)
+
+
+def _total_demand(records: Sequence[JobRecord]) -> int:
+    demands = [record.demand for record in records]
+    extra = max((demand.peak_bytes - demand.resident_bytes for demand in demands), default=0)
+    return sum(demand.resident_bytes for demand in demands) + extra
+
+
+def _wrong_grant(
+    grants: Sequence[base.Grant], ready: Sequence[base.JobView], slots: Sequence[base.SlotView]
+) -> str | None:
+    """Say what is wrong with a scheduler's answer, or None: it may be a plug-in."""
+    units, idle = {view.id: view for view in ready}, {view.id: view for view in slots if view.running is None}
+    used: set[str | int] = set()
+    for grant in grants:
+        unit, slot = units.get(grant.unit_id), idle.get(grant.slot_id)
+        if unit is None or slot is None:
+            return f"granted {grant.unit_id!r} on slot {grant.slot_id}, which are not both free"
+        if grant.unit_id in used or grant.slot_id in used:
+            return f"granted {grant.unit_id!r} or slot {grant.slot_id} twice"
+        accepted = slot.accepts is None or unit.id in slot.accepts
+        if unit.slot_id != slot.id and (unit.slot_id is not None or not accepted):
+            return f"granted {grant.unit_id!r} on slot {grant.slot_id}, where it cannot run"
+        used |= {grant.unit_id, grant.slot_id}
+    return None

@@ -1,0 +1,244 @@
+"""The short-lived process that reads job folders: everything that is wrong with one is found here, before anything starts.
+
+What reading needs (``datasets``, ``transformers``, fake tensors and sympy behind them) is imported here and goes with the
+process, so workers stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from schedulers.base import Steps
+from separator.separate import SeparationError, separate
+from unified.admission import DatasetRef, Estimate, ModelRef, Submission
+from unified.batch_order import batch_problems
+from unified.component_problems import component_problems
+from unified.components import build_loss, build_optimizer
+from unified.dataset_files import reference
+from unified.datasets import label_problems, load_tensors
+from unified.errors import InvalidSubmission, Problem
+from unified.hybrid import HybridModule
+from unified.job import JobSpec
+from unified.member import Member
+from unified.memory import count_parameters, estimate
+from unified.messages import Inspect, Inspected
+from unified.submission.models import load_model, recognise
+from unified.trainer import Hooks, Trainer
+
+NUM_WARM_STEPS = 1
+NUM_TIMED_STEPS = 2
+
+T = TypeVar("T")
+
+
+def run(pipe: Connection, num_threads: int) -> None:
+    """Answer :class:`~unified.messages.Inspect` requests until the pipe closes; the entry point of the process."""
+    torch.set_num_threads(num_threads)
+    while True:
+        request: Inspect = pipe.recv()
+        pipe.send(inspect(request))
+
+
+def inspect(request: Inspect) -> Inspected:
+    """Read one job folder; never raises for what is wrong with it."""
+    try:
+        submission, module, problems = _read(request)
+        seconds = None
+        if request.num_threads and not problems and submission.estimate.peak_bytes < request.within_bytes:
+            seconds, problems = _time_steps(submission, module)
+    except InvalidSubmission as error:
+        return Inspected(folder=request.folder, submission=None, problems=error.problems, step_seconds=None)
+    except Exception as error:  # noqa: BLE001 - whatever a user's model or file raises is that job's problem, not a crash
+        problem = Problem(
+            code="E-READ",
+            job=request.folder.name,
+            field="folder",
+            expected="a job that can be read",
+            given=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            remedy="check that the model runs on one batch of this data",
+        )
+        return Inspected(folder=request.folder, submission=None, problems=(problem,), step_seconds=None)
+    return Inspected(folder=request.folder, submission=submission, problems=problems, step_seconds=seconds)
+
+
+def _read(request: Inspect) -> tuple[Submission, nn.Module, tuple[Problem, ...]]:
+    folder = request.folder
+    spec = JobSpec.read(folder / "job.json")
+    found = _Found(spec.name)
+    model = found.get(lambda: _model_ref(spec, request))
+    train = found.get(lambda: _dataset(spec, spec.data.train, request, None))
+    test = None
+    if spec.data.test is not None and train is not None:
+        test = found.get(lambda: _dataset(spec, spec.data.test, request, train))
+    found.raise_if_any()
+    assert model is not None, "an absent model is a problem, raised above"
+    assert train is not None, "absent training data is a problem, raised above"
+    module = load_model(model)
+    found.problems += [*_data_problems(spec, train, test), *_state_problems(spec, module)]
+    found.problems += component_problems(spec.name, optimizer=spec.optimizer, params=module.parameters())
+    found.raise_if_any()
+    measured, problems = _estimate(spec, module, train, request.device_type)
+    submission = Submission(spec=spec, folder=folder, model=model, train=train, test=test, estimate=measured)
+    return submission, module, problems
+
+
+class _Found:
+    """Collects the problems of independent parts, so that all are told at once."""
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        self.problems: list[Problem] = []
+
+    def get(self, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except InvalidSubmission as error:
+            self.problems += error.problems
+            return None
+
+    def raise_if_any(self) -> None:
+        if self.problems:
+            raise InvalidSubmission(self.problems)
+
+
+def _model_ref(spec: JobSpec, request: Inspect) -> ModelRef:
+    path = _resolve(request, str(spec.model), "model", spec.name)
+    return recognise(path, job=spec.name, trust=request.trust, staged=request.staged)
+
+
+def _dataset(spec: JobSpec, source: object, request: Inspect, train: DatasetRef | None) -> DatasetRef:
+    data = spec.data
+    field = "data.train" if train is None else "data.test"
+    tokenizer = (
+        None if data.tokenizer is None else _resolve(request, data.tokenizer, "data.tokenizer", spec.name)
+    )
+    found = reference(
+        _resolve(request, str(source), field, spec.name),
+        columns=data.columns,
+        tokenizer=tokenizer,
+        max_length=data.max_length,
+        cache_dir=request.cache,
+        job=spec.name,
+        train=train,
+    )
+    return replace(found, source=str(source))
+
+
+def _resolve(request: Inspect, given: str, field: str, job: str) -> Path:
+    """Return the file that a job names: inside its own folder or, one level up, in a folder of shared data beside it."""
+    path = Path(given)
+    root = request.folder.parent.resolve()
+    resolved = (request.folder / path).resolve()
+    if request.staged or (not path.is_absolute() and resolved.is_relative_to(root)):
+        return resolved
+    raise InvalidSubmission(
+        [
+            Problem(
+                code="E-PATH",
+                job=job,
+                field=field,
+                expected="a relative path inside the job's folder or the folder that holds it",
+                given=repr(given),
+                remedy="put the file there, e.g. '../data/train.pt' for data that several jobs share",
+            )
+        ]
+    )
+
+
+def _data_problems(spec: JobSpec, train: DatasetRef, test: DatasetRef | None) -> list[Problem]:
+    problems = batch_problems(train.num_samples, spec.batch_size, drop_last=spec.drop_last, job=spec.name)
+    ignored = spec.loss.kwargs.get("ignore_index", -100)
+    for ref in filter(None, (train, test)):
+        problems += label_problems(
+            load_tensors(ref), None, spec.loss.name, job=spec.name, ignore_index=ignored
+        )
+    return problems
+
+
+def _state_problems(spec: JobSpec, module: nn.Module) -> list[Problem]:
+    """Refuse before training what could not be returned after it."""
+    try:
+        separate(module)
+    except SeparationError as error:
+        return [
+            Problem(
+                code="E-STATE",
+                job=spec.name,
+                field="model",
+                expected="a state dict of dense tensors",
+                given=str(error),
+                remedy="register plain tensors as parameters and buffers",
+            )
+        ]
+    return []
+
+
+def _estimate(
+    spec: JobSpec, module: nn.Module, train: DatasetRef, device_type: str
+) -> tuple[Estimate, tuple[Problem, ...]]:
+    """Return what a step needs; for a step that cannot be done at all only what its weights need, and why."""
+    autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[spec.precision]
+    sample = load_tensors(train).batch(torch.arange(min(2, train.num_samples)))
+    try:
+        measured = estimate(
+            module,
+            build_loss(spec.loss),
+            lambda parameters: build_optimizer(spec.optimizer, parameters),
+            sample,
+            batch_size=min(spec.batch_size, train.num_samples),
+            device_type=device_type,
+            autocast_dtype=autocast,
+            output=spec.output,
+        )
+    except Exception as error:  # noqa: BLE001 - the job's own fault: it will fail alone, when its turn comes
+        return _weights_only(module), (_step_problem(spec.name, f"{type(error).__name__}: {error}"),)
+    return measured, ()
+
+
+def _weights_only(module: nn.Module) -> Estimate:
+    """Count weights, gradients and two moments of Adam."""
+    parameters = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in module.buffers())
+    held = 4 * parameters + buffers
+    return Estimate(
+        num_parameters=count_parameters(module),
+        resident_bytes=held,
+        peak_bytes=held,
+        flops_per_step=0,
+        num_ops_per_step=0,
+    )
+
+
+def _time_steps(submission: Submission, module: nn.Module) -> tuple[float | None, tuple[Problem, ...]]:
+    """Return the seconds of a real training step on this process's throw-away copy, or why there was none."""
+    device = torch.device("cpu")
+    hybrid = HybridModule()
+    hybrid.add(submission.name, module)
+    member = Member(submission, module, load_tensors(submission.train), None, device)
+    trainer = Trainer(hybrid, device, torch.get_num_threads())
+    hooks = Hooks(between_steps=lambda: False, on_progress=lambda *_: None, on_epoch=lambda *_: None)
+    seconds = []
+    for _ in range(min(NUM_WARM_STEPS + NUM_TIMED_STEPS, submission.num_steps)):
+        report = trainer.run_turn(member, Steps(count=1), hooks)
+        seconds.append(report.seconds)
+        if report.failure is not None:
+            return None, (_step_problem(submission.name, report.failure.reason),)
+    return min(seconds), ()
+
+
+def _step_problem(job: str, reason: str) -> Problem:
+    return Problem(
+        code="E-STEP",
+        job=job,
+        field="model",
+        expected="a training step on the first batches",
+        given=reason,
+        remedy="correct the model, its loss or its data",
+    )

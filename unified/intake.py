@@ -1,0 +1,166 @@
+"""How jobs come in: folders and Python objects become records, read by inspectors, refused with all their problems.
+
+Free of torch, but for what the Python API's own objects bring along.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unified.errors import DoesNotFitError, InvalidSubmission, Problem, UnifiedError
+from unified.job import JobSpec, JobState
+from unified.ledger import JobRecord
+from unified.messages import Inspect, Inspected
+from unified.nursery import Nursery
+from unified.planning import Planner
+from unified.quantities import bytes_text
+from unified.run_state import RunFolder
+from unified.slots import Reader
+from unified.staging import stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """Reads what is handed in.
+
+    Attributes:
+        nursery: Where inspectors come from.
+        folder: The run's folder.
+        planner: Knows devices and capacity.
+        trust: Whether forms that run code are accepted.
+        resume: Whether the run in ``folder`` is taken up again.
+    """
+
+    nursery: Nursery
+    folder: RunFolder
+    planner: Planner
+    trust: bool
+    resume: bool
+
+    @property
+    def _cache(self) -> Path:
+        return self.folder.state / "datasets"
+
+    def read_folders(self, folders: Sequence[Path]) -> list[JobRecord]:
+        """Return the jobs of ``folders``, each a job folder or a folder of them.
+
+        Raises:
+            InvalidSubmission: With all problems of all of them.
+            DoesNotFitError: If no slot could ever hold one of them.
+            UnifiedError: If an earlier run is in the way.
+        """
+        found = [job for folder in folders for job in job_folders(folder)]
+        return self._records(self._read([job.resolve() for job in found], staged=False))
+
+    def read_specs(self, specs: Sequence[JobSpec]) -> list[JobRecord]:
+        """Return jobs made in Python; raises as :meth:`read_folders` does."""
+        staging = self.folder.state / "staged"
+        for name, count in Counter(spec.name for spec in specs).items():
+            if count > 1 or ((staging / name).exists() and not self.resume):
+                raise UnifiedError(f"there are two jobs named {name!r} in this run; give each its own name")
+        return self._records(
+            self._read([stage(spec, staging / spec.name, self._cache) for spec in specs], staged=True)
+        )
+
+    def inspect(self, folder: Path) -> Inspected:
+        """Read one job folder and time its steps.
+
+        Raises:
+            InvalidSubmission: If it is no job folder.
+        """
+        _check_is_job(folder)
+        return self._read([folder.resolve()], staged=False, always_time=True)[0]
+
+    def _read(self, folders: Sequence[Path], *, staged: bool, always_time: bool = False) -> list[Inspected]:
+        planner = self.planner
+        is_timed = planner.is_on_cpu and (always_time or (planner.chooses_threads and len(folders) > 1))
+        requests = [
+            Inspect(
+                folder=folder,
+                cache=self._cache,
+                trust=self.trust,
+                staged=staged,
+                device_type="cpu" if planner.is_on_cpu else "cuda",
+                num_threads=1 if is_timed else 0,
+                within_bytes=planner.capacity_bytes // 4,
+            )
+            for folder in folders
+        ]
+        return Reader(nursery=self.nursery, num_processes=planner.num_cores).read(requests)
+
+    def _records(self, answers: Sequence[Inspected]) -> list[JobRecord]:
+        problems = [problem for answer in answers if answer.submission is None for problem in answer.problems]
+        if problems:
+            raise InvalidSubmission(problems)
+        threads = self.folder.load_plan() if self.resume else {}
+        records = [self._record(answer, threads) for answer in answers]
+        self._check_fit(records)
+        return records
+
+    def _record(self, answer: Inspected, threads: dict[str, int | None]) -> JobRecord:
+        submission = answer.submission
+        assert submission is not None, "refused ones are told before"
+        name = submission.name
+        self.folder.check_may_start(name, resume=self.resume)
+        record = JobRecord(
+            submission=submission,
+            results=self.folder.results(name),
+            checkpoints=self.folder.checkpoints(name),
+            submit_time=0.0,
+            num_threads=threads.get(name),
+            step_seconds=answer.step_seconds,
+            peak_bytes=submission.estimate.peak_bytes,
+        )
+        if self.resume and self.folder.is_finished(name):
+            content = self.folder.finished_job(name, submission)
+            record.state, record.step = JobState.FINISHED, submission.num_steps
+            record.metrics = dict(content["metrics"])
+            record.training_seconds = float(content["training_seconds"])
+        return record
+
+    def _check_fit(self, records: Sequence[JobRecord]) -> None:
+        capacity = self.planner.capacity_bytes
+        too_big = [record for record in records if record.demand.peak_bytes > capacity]
+        if too_big:
+            lines = [
+                f"[E-FIT] job {record.name!r}: needs about {bytes_text(record.demand.peak_bytes)} at batch_size "
+                f"{record.submission.spec.batch_size}, a slot has {bytes_text(capacity)}; "
+                "lower batch_size, or use a device with more memory"
+                for record in too_big
+            ]
+            raise DoesNotFitError("\n".join(lines))
+
+
+def job_folders(folder: Path) -> list[Path]:
+    """Return ``folder`` if it is a job folder, else the job folders in it, by name.
+
+    Raises:
+        InvalidSubmission: If it is neither.
+    """
+    if (folder / "job.json").is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob("*/job.json")) if folder.is_dir() else []
+    if not found:
+        _check_is_job(folder)
+    return found
+
+
+def _check_is_job(folder: Path) -> None:
+    if (folder / "job.json").is_file():
+        return
+    given = "an existing folder without job.json" if folder.is_dir() else "nothing there"
+    raise InvalidSubmission(
+        [
+            Problem(
+                code="E-FOLDER",
+                job=folder.name,
+                field=str(folder),
+                expected="a folder with job.json in it, or a folder of such folders",
+                given=given,
+                remedy="check the path; docs/job.md describes a job folder",
+            )
+        ]
+    )

@@ -1,0 +1,174 @@
+"""What the engine and its workers say to each other: frozen records, pickled over a pipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from schedulers.base import Quantum
+from unified.admission import Submission
+from unified.errors import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """Engine to worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host(Command):
+    """Let this job join the hybrid, from its newest good checkpoint in ``checkpoints`` if there is one."""
+
+    submission: Submission
+    checkpoints: Path
+    results: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTurn(Command):
+    """Train this job for one quantum."""
+
+    job: str
+    quantum: Quantum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteCheckpoint(Command):
+    """Checkpoint this job at the next step boundary; it stays resident."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evict(Command):
+    """Drop this job at the next step boundary, after a checkpoint if ``keep``; ends its turn if it is in one."""
+
+    job: str
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetThreads(Command):
+    """Use this many intra-op threads from now on; only sent while nobody is resident."""
+
+    num_threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown(Command):
+    """End the process; results still being written are finished first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Worker to engine, about one job."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hosted(Report):
+    """The job is resident and stands at ``step`` (0, or where its checkpoint was)."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Report):
+    """The job stands at ``step`` of epoch ``epoch`` (counted from 1); ``loss`` is its latest batch's."""
+
+    epoch: int
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochEnded(Report):
+    """One row of the job's ``metrics.jsonl``."""
+
+    row: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnEnded(Report):
+    """The job's turn is over; it stands at ``step``. ``done`` if nothing is left to train."""
+
+    step: int
+    steps: int
+    seconds: float
+    done: bool
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpointed(Report):
+    """A checkpoint of the job at ``step`` is on disk."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFailed(Report):
+    """No checkpoint could be written (``reason``: a full disk, say); the job stays where it is and goes on."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evicted(Report):
+    """The job has left the hybrid at ``step``; its memory is free."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Returned(Report):
+    """The job's result is on disk and verified."""
+
+    metrics: dict[str, float]
+    hashes: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(Report):
+    """The job failed for its own reason and is gone from the hybrid; ``step`` is where it stood."""
+
+    reason: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspect:
+    """Engine to inspector: read this job folder.
+
+    Attributes:
+        folder: The job folder.
+        cache: Where converted datasets and remembered hashes go.
+        trust: Whether forms that run code are accepted.
+        staged: The folder was written by the Python API of this very user: its pickled model is the caller's own.
+        device_type: ``"cpu"`` or ``"cuda"``: which kernels the memory estimate assumes.
+        num_threads: Time training steps on a CPU with this many threads, or 0 for no timing.
+        within_bytes: Time steps only if the job's estimated peak is below this.
+    """
+
+    folder: Path
+    cache: Path
+    trust: bool
+    staged: bool
+    device_type: str
+    num_threads: int
+    within_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """Inspector to engine: the job, or everything that is wrong with it.
+
+    With a ``submission``, ``problems`` holds at most that a trial step failed: such a job may still be run, to fail alone.
+    """
+
+    folder: Path
+    submission: Submission | None
+    problems: tuple[Problem, ...]
+    step_seconds: float | None

@@ -1,0 +1,183 @@
+"""The nursery: one process that imports torch once and forks every worker from itself.
+
+A worker forked here starts in milliseconds and shares the imported libraries' pages with its siblings, where a process of
+its own would import for seconds and hold its own copy. The nursery itself never runs a tensor operation, so there are no
+OpenMP or CUDA threads that a fork would lose.
+
+Run as ``python -m unified.nursery FD``: ``FD`` is a Unix socket on which :class:`Nursery` asks for children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any
+
+from unified.errors import WorkerDiedError
+
+_MAX_REQUEST = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A forked process: its pid, and our end of the pipe to it."""
+
+    pid: int
+    pipe: Connection
+
+
+class Nursery:
+    """The engine's side: starts the nursery process and asks it for children.
+
+    Args:
+        device_type: ``"cpu"`` or ``"cuda"``; the process is told to hide GPUs from a CPU run.
+    """
+
+    def __init__(self, device_type: str = "cpu") -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        if device_type == "cpu":
+            environment |= {"CUDA_VISIBLE_DEVICES": ""}
+        self._socket = ours
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "unified.nursery", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches the engine alone, which then ends its children in order
+        )
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the nursery."""
+        return self._process.pid
+
+    def spawn(self, role: str, **arguments: int | str) -> Child:
+        """Fork a child that runs ``module:function`` ``role`` with a pipe and ``arguments``.
+
+        Raises:
+            WorkerDiedError: If the nursery itself is gone.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            answer = self._ask({"role": role, "arguments": arguments}, [theirs.fileno()])
+        finally:
+            theirs.close()
+        return Child(pid=answer["pid"], pipe=Connection(ours.detach()))
+
+    def reap(self, child: Child) -> str:
+        """Collect a child whose pipe has closed and say how it ended, e.g. ``"killed by SIGKILL"``."""
+        child.pipe.close()
+        code = self._ask({"reap": child.pid}, [])["status"]
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
+
+    def _ask(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        try:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
+            answer = self._socket.recv(_MAX_REQUEST)
+        except OSError as error:
+            raise WorkerDiedError(f"the process that starts workers is gone ({error}); run again") from error
+        if not answer:
+            raise WorkerDiedError(
+                "the process that starts workers ended while importing torch; see its output above"
+            )
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """End the nursery and whatever children it still has."""
+        self._socket.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _serve(control: socket.socket) -> None:
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(control, _MAX_REQUEST, 1)
+        if not request:
+            break  # the engine is gone, or done
+        asked = json.loads(request)
+        if "reap" in asked:
+            control.send(json.dumps({"status": _reap(asked["reap"])}).encode())
+            continue
+        pid = os.fork()
+        if pid == 0:
+            control.close()
+            _become(asked, descriptors[0])
+        os.close(descriptors[0])
+        control.send(json.dumps({"pid": pid}).encode())
+    os.killpg(os.getpgrp(), signal.SIGKILL)  # we are the leader of a group of our own: children end with us
+
+
+def _reap(pid: int) -> int | None:
+    """Collect a child that is ending; kill it if it does not within a few seconds."""
+    for _ in range(500):
+        with contextlib.suppress(ChildProcessError):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return None
+
+
+def _become(request: dict[str, Any], descriptor: int) -> None:
+    """Run the requested role in this fresh child and end the process with it."""
+    _die_with_parent()
+    code = 1
+    try:
+        module, function = request["role"].split(":")
+        role: Callable[..., None] = getattr(import_module(module), function)
+        role(Connection(descriptor), **request["arguments"])
+        code = 0
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        code = 0  # the engine is gone: nothing is left to do
+    except Exception:  # noqa: BLE001 - the last border of a process: say what happened, then end it
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # no atexit handlers of the nursery's, no waiting for threads
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for SIGKILL when the nursery dies; elsewhere the closed pipe ends the child."""
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def main() -> None:
+    """Import what children need, then fork them on request."""
+    import gc
+
+    # Imports only: see the module's docstring for why nothing may run here.
+    import_module("unified.worker")
+    import_module("torch._dynamo")  # what the first optimizer of a process imports, for nearly a second
+    gc.collect()
+    gc.freeze()
+    _serve(socket.socket(fileno=int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Before a run: which slots, how many threads, in what order, and what it would need. Free of torch.
+
+On a GPU there is one slot per device. On a CPU host slots and threads are planned together from the jobs' predicted lengths
+(:func:`unified.packing.plan_slots`): step times measured by trial steps where there are any, guessed from operations otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from schedulers import base
+from unified.device import gpu_memory, host_memory, num_usable_cores
+from unified.errors import UnifiedError
+from unified.ledger import ENDED, JobRecord
+from unified.packing import JobCost, Plan, Stage, plan_devices, plan_slots
+from unified.quantities import plural
+from unified.run_plan import PlannedJob, RunPlan
+from unified.step_time import step_seconds_guess
+
+GPU_MEMORY_SHARE = 0.8  #: of what is free on a GPU: a tenth is for datasets, the rest for context and fragmentation
+MEMORY_SHARE = 0.9  #: of what is free may be planned for; the rest is for libraries and the page cache
+
+
+class Planner:
+    """Knows the machine and makes plans for it.
+
+    Args:
+        devices: ``("cpu",)`` or GPUs such as ``("cuda:0", "cuda:1")``.
+        slots: Number of slots, or ``"auto"``.
+        threads: Threads per CPU slot, or None to choose.
+
+    Raises:
+        UnifiedError: If slots or threads are impossible.
+    """
+
+    def __init__(self, *, devices: tuple[str, ...], slots: int | str, threads: int | None) -> None:
+        self.devices = devices
+        self.num_cores = num_usable_cores()
+        self._slots = _checked_slots(slots)
+        self._threads = _checked_threads(threads, self.num_cores)
+        share = MEMORY_SHARE if self.is_on_cpu else GPU_MEMORY_SHARE
+        self.capacity_bytes = int(_free_bytes(devices) * share)
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether this is a CPU host's plan."""
+        return self.devices == ("cpu",)
+
+    @property
+    def chooses_threads(self) -> bool:
+        """Whether threads are left to the plan, so that step times matter."""
+        return self.is_on_cpu and self._slots is None and self._threads is None and self.num_cores > 1
+
+    def plan(self, records: Sequence[JobRecord], scheduler: base.Scheduler) -> Plan:
+        """Return stages for the jobs that have not ended; a job that began earlier keeps its threads."""
+        waiting = [record for record in records if record.state not in ENDED]
+        if not self.is_on_cpu:
+            return plan_devices([record.name for record in waiting], self._slots or len(self.devices))
+        if any(record.num_threads is not None for record in waiting):
+            return self._taken_up(waiting)
+        order, rotates = ranking(waiting, scheduler)
+        return plan_slots(
+            [self._cost(record) for record in waiting],
+            self.num_cores,
+            order=order,
+            slots=self._slots,
+            threads=self._threads,
+            sliceable=rotates,
+        )
+
+    def devices_of(self, stage: Stage) -> tuple[str, ...]:
+        """Return the device of each of the stage's slots; several may share a GPU."""
+        return tuple(self.devices[index % len(self.devices)] for index in range(stage.slots))
+
+    def capacity_of(self, stage: Stage) -> int:
+        """Return the bytes that jobs may take: together on a CPU host, on each slot with GPUs."""
+        sharers = 1 if self.is_on_cpu else -(-stage.slots // len(self.devices))
+        return self.capacity_bytes // sharers
+
+    def describe(self, plan: Plan, records: Sequence[JobRecord], scheduler: base.Scheduler) -> RunPlan:
+        """Return the plan in words and numbers, for people."""
+        threads = plan.threads_by_job
+        by_name = {record.name: record for record in records}
+        jobs = []
+        names, _ = ranking([by_name[name] for name in threads], scheduler)
+        for order, name in enumerate(names, start=1):
+            jobs.append(_planned(by_name[name], order, threads[name]))
+        shared: dict[str, tuple[str, ...]] = {}
+        for job in jobs:
+            shared[job.dataset_key] = (*shared.get(job.dataset_key, ()), job.name)
+        return RunPlan(
+            jobs=tuple(jobs),
+            stages="\n".join(map(_describe, plan.stages)),
+            reason=plan.reason,
+            predicted_seconds=plan.predicted_seconds,
+            shared={key: names for key, names in shared.items() if len(names) > 1},
+        )
+
+    def _taken_up(self, waiting: Sequence[JobRecord]) -> Plan:
+        """A run taken up again: threads as they were; what is new joins the jobs with the fewest."""
+        fewest = min(record.num_threads for record in waiting if record.num_threads is not None)
+        groups: dict[int, list[str]] = {}
+        for record in waiting:
+            groups.setdefault(record.num_threads or fewest, []).append(record.name)
+        stages = tuple(
+            Stage(threads=count, slots=self._slots_for(count), jobs=tuple(names))
+            for count, names in sorted(groups.items())
+        )
+        reason = "taken up again: every job keeps the threads it began with"
+        return Plan(stages=stages, predicted_seconds=None, reason=reason)
+
+    def _slots_for(self, num_threads: int) -> int:
+        return self._slots or max(1, self.num_cores // num_threads)
+
+    def _cost(self, record: JobRecord) -> JobCost:
+        estimate, steps = record.submission.estimate, record.submission.num_steps - record.step
+        guess = {count: step_seconds_guess(estimate, count) for count in _thread_counts(self.num_cores)}
+        # A measured step at one thread corrects the guesses; their ratio says what more threads bring.
+        scale = 1.0 if record.step_seconds is None else record.step_seconds / guess[1]
+        seconds = {count: steps * value * scale for count, value in guess.items()}
+        return JobCost(name=record.name, seconds_by_threads=seconds)
+
+
+def _free_bytes(devices: tuple[str, ...]) -> int:
+    """Return the free memory of the host, or of the GPU that has least."""
+    sizes = [host_memory()] if devices == ("cpu",) else [gpu_memory(device) for device in devices]
+    free = [size.available_bytes for size in sizes if size is not None]
+    if not free:
+        raise UnifiedError(
+            f"NVML does not answer for {', '.join(devices)}, so memory cannot be planned; use --device cpu"
+        )
+    return min(free)
+
+
+def ranking(records: Sequence[JobRecord], scheduler: base.Scheduler) -> tuple[list[str], bool]:
+    """Return names in the order in which the policy would begin them on one slot, and whether it rotates among them."""
+    waiting = {record.name: record.view() for record in records}
+    order: list[str] = []
+    rotates = False
+    while waiting:
+        views = [replace(view, slot_id=None) for view in waiting.values()]
+        grants = scheduler.select(0.0, views, [base.SlotView(id=0)])
+        if not grants or grants[0].unit_id not in waiting:
+            return [*order, *waiting], rotates
+        rotates |= not isinstance(grants[0].quantum, base.UntilDone)
+        order.append(grants[0].unit_id)
+        del waiting[grants[0].unit_id]
+    return order, rotates
+
+
+def _describe(stage: Stage) -> str:
+    kind = "GPU" if stage.threads is None else plural(stage.threads, "thread")
+    return f"{plural(stage.slots, 'slot')} x {kind}: {', '.join(stage.jobs)}"
+
+
+def _planned(record: JobRecord, order: int, threads: int | None) -> PlannedJob:
+    submission, estimate = record.submission, record.submission.estimate
+    seconds = record.step_seconds
+    return PlannedJob(
+        name=record.name,
+        user=submission.spec.user,
+        order=order,
+        threads=threads,
+        num_parameters=estimate.num_parameters,
+        peak_bytes=estimate.peak_bytes,
+        resident_bytes=estimate.resident_bytes,
+        flops_per_step=estimate.flops_per_step,
+        num_steps=submission.num_steps,
+        predicted_seconds=None if seconds is None else seconds * submission.num_steps,
+        dataset_key=submission.train.key,
+        dataset_bytes=submission.train.nbytes,
+        dataset_source=submission.train.source,
+    )
+
+
+def _thread_counts(num_cores: int) -> list[int]:
+    powers = [2**power for power in range(num_cores.bit_length()) if 2**power <= num_cores]
+    return sorted({*powers, num_cores})
+
+
+def _checked_slots(slots: int | str) -> int | None:
+    if slots == "auto":
+        return None
+    if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
+        raise UnifiedError(f"slots: expected a whole number from 1, or 'auto', got {slots!r}")
+    return slots
+
+
+def _checked_threads(threads: int | None, num_cores: int) -> int | None:
+    if threads is None:
+        return None
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= num_cores:
+        raise UnifiedError(f"threads: expected a whole number from 1 to {num_cores}, got {threads!r}")
+    return threads

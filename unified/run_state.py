@@ -1,0 +1,94 @@
+"""What a run writes down so that ``--resume`` can go on: its jobs, their threads, and how far they came."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unified.admission import Submission
+from unified.errors import UnifiedError
+from unified.results import write_json
+
+VERSION = 1
+_OWN_FILES = frozenset({"summary.json", "summary.json.partial", "timeline.png"})  #: beside the jobs' folders
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """The folder of a run: results of each job, and ``.state`` with what is needed to go on."""
+
+    path: Path
+
+    @property
+    def state(self) -> Path:
+        """Where checkpoints, converted datasets and the run's own record are."""
+        return self.path / ".state"
+
+    def results(self, job: str) -> Path:
+        """Where the job's result goes."""
+        return self.path / job
+
+    def checkpoints(self, job: str) -> Path:
+        """Where the job's checkpoints go."""
+        return self.state / "checkpoints" / job
+
+    def is_finished(self, job: str) -> bool:
+        """Whether the job's result is there, complete and verified."""
+        return (self.results(job) / "result.json").is_file()
+
+    def save_plan(self, num_threads: dict[str, int | None]) -> None:
+        """Write down each job's number of threads, which must not change when the run is taken up again."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        write_json(self.state / "run.json", {"version": VERSION, "threads": num_threads})
+
+    def load_plan(self) -> dict[str, int | None]:
+        """Return what :meth:`save_plan` wrote, empty for a new run.
+
+        Raises:
+            UnifiedError: If the record is damaged or of another version.
+        """
+        path = self.state / "run.json"
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_bytes())
+            version, threads = content["version"], dict(content["threads"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnifiedError(f"{path} is damaged ({error}); choose another --out folder") from error
+        if version != VERSION:
+            raise UnifiedError(f"{path} was written by another version of unified ({version}, not {VERSION})")
+        return threads
+
+    def check_may_start(self, job: str, *, resume: bool) -> None:
+        """Refuse to write over what an earlier run left.
+
+        Raises:
+            UnifiedError: If there is a result or a checkpoint of that name and the run is not taken up again, or if it
+                is the name of one of the run's own files.
+        """
+        if job in _OWN_FILES:
+            raise UnifiedError(
+                f"a job cannot be called {job!r}: the run itself writes a file of that name; rename it"
+            )
+        if resume:
+            return
+        if self.is_finished(job) or self.checkpoints(job).exists():
+            raise UnifiedError(
+                f"{self.path} holds an earlier run of job {job!r}; choose another --out folder, or --resume to go on with it"
+            )
+
+    def finished_job(self, job: str, submission: Submission) -> dict[str, Any]:
+        """Return the content of a finished job's ``result.json``.
+
+        Raises:
+            UnifiedError: If that result was of a job with another description.
+        """
+        content = json.loads((self.results(job) / "result.json").read_bytes())
+        if content.get("fingerprint") != submission.fingerprint():
+            raise UnifiedError(
+                f"{self.results(job)} is the result of a job named {job!r} with other hyper-parameters, model or data; "
+                "choose another --out folder"
+            )
+        return content

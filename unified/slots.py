@@ -1,0 +1,117 @@
+"""The engine's side of its workers: one handle per slot, and a reader for job folders. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+
+from unified.errors import WorkerDiedError
+from unified.messages import Command, Inspect, Inspected
+from unified.nursery import Child, Nursery
+from unified.quantities import plural
+
+
+@dataclass(slots=True, kw_only=True)
+class Slot:
+    """Where one worker process runs: a device and, on a CPU, its number of intra-op threads.
+
+    Attributes:
+        index: Position in the run, from 0.
+        device: ``"cpu"`` or ``"cuda:N"``.
+        num_threads: Intra-op threads on a CPU.
+        child: The worker process, or None while there is none.
+        running: Name of the job whose turn is under way, or None.
+    """
+
+    index: int
+    device: str
+    num_threads: int
+    child: Child | None = None
+    running: str | None = None
+
+    @property
+    def pipe(self) -> Connection | None:
+        """The pipe to the worker, if there is one."""
+        return None if self.child is None else self.child.pipe
+
+    def describe(self) -> str:
+        """Return the slot in words, e.g. ``"slot 0: cpu, 1 thread"``."""
+        if self.device != "cpu":
+            return f"slot {self.index}: {self.device}"
+        return f"slot {self.index}: cpu, {plural(self.num_threads, 'thread')}"
+
+    def start(self, nursery: Nursery, *, deterministic: bool) -> None:
+        """Fork the slot's worker if it has none."""
+        if self.child is None:
+            self.child = nursery.spawn(
+                "unified.worker:run",
+                device=self.device,
+                num_threads=self.num_threads,
+                deterministic=int(deterministic),
+            )
+
+    def send(self, command: Command) -> bool:
+        """Tell the worker; False if it is gone, which the engine will hear of from the closed pipe."""
+        if self.child is None:
+            return False
+        try:
+            self.child.pipe.send(command)
+        except OSError:
+            return False
+        return True
+
+
+@dataclass(slots=True, kw_only=True)
+class Reader:
+    """Reads job folders in short-lived inspector processes, several at a time."""
+
+    nursery: Nursery
+    num_processes: int
+    _children: list[Child] = field(default_factory=list)
+
+    def read(self, requests: Sequence[Inspect], num_threads: int = 1) -> list[Inspected]:
+        """Return what was found, in the order of ``requests``.
+
+        Raises:
+            WorkerDiedError: If an inspector died; the message names the folder it was reading.
+        """
+        if not requests:
+            return []
+        children = [
+            self.nursery.spawn("unified.inspector:run", num_threads=num_threads)
+            for _ in range(min(self.num_processes, len(requests)))
+        ]
+        try:
+            return self._distribute(requests, children)
+        finally:
+            for child in children:
+                self.nursery.reap(child)
+
+    def _distribute(self, requests: Sequence[Inspect], children: list[Child]) -> list[Inspected]:
+        answers: list[Inspected | None] = [None] * len(requests)
+        waiting = list(enumerate(requests))[::-1]
+        busy: dict[Connection, int] = {}
+        idle = [child.pipe for child in children]
+        while waiting or busy:
+            while idle and waiting:
+                index, request = waiting.pop()
+                pipe = idle.pop()
+                pipe.send(request)
+                busy[pipe] = index
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection), "only pipes were waited for"
+                index = busy.pop(pipe)
+                answers[index] = _receive(pipe, requests[index])
+                idle.append(pipe)
+        return [answer for answer in answers if answer is not None]
+
+
+def _receive(pipe: Connection, request: Inspect) -> Inspected:
+    try:
+        return pipe.recv()
+    except (EOFError, OSError) as error:
+        raise WorkerDiedError(
+            f"the process that read {request.folder} died, most likely for lack of memory; "
+            "hand that job in alone, or with a smaller model or batch_size"
+        ) from error

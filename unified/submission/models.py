@@ -1,0 +1,73 @@
+"""Recognise and load a model, whatever form it came in."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+from torch import nn
+
+from unified.admission import ModelForm, ModelRef
+from unified.errors import InvalidSubmission, Problem
+from unified.submission.trusted import load_trusted
+from unified.submission.umodel_read import load_umodel
+
+STAGED_MODEL = "model.staged"
+
+
+def recognise(path: Path, *, job: str, trust: bool, staged: bool) -> ModelRef:
+    """Say which form a model file has, by its content, and hash it; nothing in it is run.
+
+    Args:
+        path: The model file.
+        job: Whose it is, for messages.
+        trust: Whether forms that run code when they are loaded are accepted.
+        staged: The file was written by the Python API for its own caller.
+
+    Raises:
+        InvalidSubmission: If the file is missing, of no known form, or needs trust it does not have.
+    """
+    if not path.is_file():
+        raise InvalidSubmission([_problem(job, "E-FILE", "a model file", f"no file {str(path)!r}", "correct the path")])
+    form = ModelForm.OBJECT if staged and path.name == STAGED_MODEL else _form(path)
+    if form is None:
+        expected = "a .umodel archive (or, with --trust, a .pt/.pth/.pt2/TorchScript file)"
+        remedy = "write it with unified.export(model, example_inputs, path)"
+        raise InvalidSubmission([_problem(job, "E-FORM", expected, f"{path.name}, which is none of these", remedy)])
+    if form is not ModelForm.UMODEL and not (trust or form is ModelForm.OBJECT):
+        given = f"{path.name}, a {form} file, which runs code when it is loaded"
+        remedy = "write it with unified.export(model, example_inputs, path), or pass --trust if every job here is your own"
+        raise InvalidSubmission([_problem(job, "E-TRUST", "a .umodel archive, which is data", given, remedy)])
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return ModelRef(path=path, form=form, sha256=digest)
+
+
+def load_model(ref: ModelRef) -> nn.Module:
+    """Return a trainable module with the original parameter names.
+
+    Raises:
+        InvalidSubmission: If the file is damaged or changed its form.
+    """
+    return load_umodel(ref.path) if ref.form is ModelForm.UMODEL else load_trusted(ref.path, ref.form)
+
+
+def _form(path: Path) -> ModelForm | None:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            is_pickle = file.read(1) == b"\x80"
+        return ModelForm.PICKLE if is_pickle and path.suffix in {".pt", ".pth"} else None
+    with zipfile.ZipFile(path) as archive:
+        names = {name.partition("/")[2] or name for name in archive.namelist()}
+        if "manifest.json" in archive.namelist():
+            return ModelForm.UMODEL
+    if "constants.pkl" in names:
+        return ModelForm.TORCHSCRIPT
+    if path.suffix == ".pt2" or "archive_format" in names or "serialized_exported_program.json" in names:
+        return ModelForm.PT2
+    return ModelForm.PICKLE if "data.pkl" in names else None
+
+
+def _problem(job: str, code: str, expected: str, given: str, remedy: str) -> Problem:
+    return Problem(code=code, job=job, field="model", expected=expected, given=given, remedy=remedy)
