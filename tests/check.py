@@ -21,7 +21,7 @@ def main() -> int:
     checks = [
         [str(SCRIPTS / "ruff"), "format", "--check", "."],
         [str(SCRIPTS / "ruff"), "check", "."],
-        [str(SCRIPTS / "pyrefly"), "check"],
+        [str(SCRIPTS / "pyrefly"), "check", "--python-interpreter-path", sys.executable],
         [str(SCRIPTS / "lint-imports")],
         [sys.executable, "-m", "pytest", *sys.argv[1:]],
     ]
