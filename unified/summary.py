@@ -1,0 +1,122 @@
+"""What a run came to: follows all its events, for ``summary.json``, the tables and the live view."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from unified.events import Event, JobEvent, MemorySampled, RunStarted, TurnStarted, WorkerLost
+from unified.job import JobState
+from unified.progress import JobProgress
+
+
+class Summary:
+    """A listener that keeps a :class:`~unified.progress.JobProgress` per job and the figures of the run.
+
+    Attributes:
+        jobs: Job name to its progress, in order of submission.
+        now: Time of the latest event, in seconds since the run began.
+        num_events: How many events there were.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, JobProgress] = {}
+        self.now = 0.0
+        self.num_events = 0
+        self.started: RunStarted | None = None
+        self.startup_seconds: float | None = None
+        self.bytes_in_use: int | None = None
+        self.peak_bytes: int | None = None
+        self.num_workers_lost = 0
+        self._actions: dict[type[Event], Callable[[Any], None]] = {
+            RunStarted: self._run_started,
+            MemorySampled: self._memory_sampled,
+            WorkerLost: self._worker_lost,
+        }
+
+    def __call__(self, event: Event) -> None:
+        """Take note of ``event``."""
+        self.num_events += 1
+        self.now = max(self.now, event.at)
+        if isinstance(event, JobEvent):
+            job = self.jobs.get(event.job)
+            if job is None:
+                job = self.jobs[event.job] = JobProgress(name=event.job, submitted_at=event.at)
+            job.follow(event)
+            if self.startup_seconds is None and type(event) is TurnStarted:
+                self.startup_seconds = event.at
+        elif (note := self._actions.get(type(event))) is not None:
+            note(event)
+
+    def count(self, state: JobState) -> int:
+        """Return how many jobs are in ``state``."""
+        return sum(job.state is state for job in self.jobs.values())
+
+    @property
+    def makespan_seconds(self) -> float:
+        """Seconds from the start of the run to the end of its last job; to the latest event if some go on."""
+        ends = [job.ended_at for job in self.jobs.values()]
+        known = [end for end in ends if end is not None]
+        return max(known) if known and len(known) == len(ends) else self.now
+
+    def to_json(self, command: Sequence[str] = ()) -> dict[str, Any]:
+        """Return what ``summary.json`` holds: plain JSON, every number finite (others are null).
+
+        Args:
+            command: The command line of the run.
+        """
+        run = {
+            "command": list(command),
+            "scheduler": self.started.scheduler if self.started else None,
+            "slots": list(self.started.slots) if self.started else [],
+            "plan": self.started.plan if self.started else None,
+            "startup_seconds": self.startup_seconds,
+            "makespan_seconds": self.makespan_seconds,
+            "peak_bytes": self.peak_bytes,
+            "num_jobs": len(self.jobs),
+            **{f"num_{state}": self.count(state) for state in JobState},
+            "num_workers_lost": self.num_workers_lost,
+            "versions": versions(),
+        }
+        jobs = {name: job.to_json(self.now) for name, job in self.jobs.items()}
+        return finite({"run": run, "jobs": jobs})
+
+    def _run_started(self, event: RunStarted) -> None:
+        self.started = event
+
+    def _memory_sampled(self, event: MemorySampled) -> None:
+        self.bytes_in_use = event.bytes_in_use
+        self.peak_bytes = max(self.peak_bytes or 0, event.bytes_in_use)
+
+    def _worker_lost(self, event: WorkerLost) -> None:
+        self.num_workers_lost += 1
+        for name in event.jobs:
+            if name in self.jobs:
+                self.jobs[name].lose_worker(event.at)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of this package and of what it computes with, importing none of them."""
+    found = {"python": platform.python_version()}
+    for package in ("unifiednn", "torch", "accelerate", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def finite(value: Any) -> Any:
+    """Return ``value``, plain JSON data, with NaN and infinities turned into None: strict JSON has neither.
+
+    >>> finite({"loss": float("nan"), "rows": [1, 2.5]})
+    {'loss': None, 'rows': [1, 2.5]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,167 @@
+"""The tables that the command line prints: a run's end, a plan, one submission, the schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from unified.job import JobState
+from unified.progress import JobProgress
+from unified.quantities import MISSING, bytes_text, count_text, metrics_text, plural, seconds_text
+from unified.run_plan import PlannedJob, RunPlan
+from unified.summary import Summary
+
+if TYPE_CHECKING:
+    from unified.admission import DatasetRef, Submission
+
+STATE_STYLES = {
+    JobState.FINISHED: "green",
+    JobState.FAILED: "bold red",
+    JobState.CANCELLED: "yellow",
+    JobState.PAUSED: "yellow",
+}
+
+
+def final_table(summary: Summary) -> RenderableType:
+    """Return a run's end: a line per job with times since submission, final metrics and peak memory, and a total."""
+    table = _table()
+    for title in ("job", "user", "state"):
+        table.add_column(title, overflow="fold")
+    for title in ("waiting", "training", "complete", "peak"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("metrics, or the reason", overflow="fold")
+    for job in summary.jobs.values():
+        table.add_row(*_final_cells(job, summary.now))
+    return Group(table, Text(_total(summary)))
+
+
+def plan_tables(plan: RunPlan) -> RenderableType:
+    """Return what a run would do: the jobs in the scheduler's order, the slots, and who shares which dataset."""
+    table = _table()
+    table.add_column("#", justify="right")
+    table.add_column("job", overflow="fold")
+    table.add_column("user", overflow="fold")
+    for title in ("threads", "parameters", "resident", "peak", "FLOPs/step", "steps", "predicted"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("data", overflow="fold")
+    for job in plan.jobs:
+        table.add_row(*_plan_cells(job))
+    parts: list[RenderableType] = [
+        table,
+        Text("slots"),
+        *(Text(f"  {line}") for line in plan.stages.splitlines()),
+    ]
+    parts.append(Text(f"  why: {plan.reason}"))
+    if plan.predicted_seconds is not None:
+        parts.append(Text(f"  all done after about {seconds_text(plan.predicted_seconds)}"))
+    parts += [Text("shared data"), *map(Text, _shared_lines(plan))]
+    return Group(*parts)
+
+
+def submission_table(submission: Submission, step_seconds: float | None = None) -> RenderableType:
+    """Return what a job folder holds, a fact per line.
+
+    Args:
+        submission: The job.
+        step_seconds: Measured seconds of a training step on one thread, if it was measured.
+    """
+    spec, estimate = submission.spec, submission.estimate
+    facts = {
+        "job": spec.name,
+        "user": spec.user or MISSING,
+        "model": f"{submission.model.path.name} ({submission.model.form})",
+        "parameters": f"{count_text(estimate.num_parameters)} ({estimate.num_parameters})",
+        "training data": _dataset(submission.train),
+        "test data": _dataset(submission.test) if submission.test else "none",
+        "length": f"{plural(submission.num_epochs, 'epoch')}, {plural(submission.num_steps, 'step')} "
+        f"of batch_size {spec.batch_size}",
+        "precision": spec.precision,
+        "peak memory": f"{bytes_text(estimate.peak_bytes)} estimated, data aside",
+        "between turns": f"{bytes_text(estimate.resident_bytes)}",
+        "a step": f"{count_text(estimate.flops_per_step, 'FLOP')}, {plural(estimate.num_ops_per_step, 'operator')}",
+    }
+    if step_seconds is not None:
+        whole = seconds_text(step_seconds * submission.num_steps)
+        facts["predicted"] = f"{seconds_text(step_seconds)} a step, {whole} in all, on one thread"
+    return _facts(facts)
+
+
+def schedulers_table(help_lines: Mapping[str, str]) -> RenderableType:
+    """Return the schedulers, by name, each with its line of help."""
+    return _facts(help_lines)
+
+
+def _table() -> Table:
+    return Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def _facts(facts: Mapping[str, str]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, Text(value))
+    return table
+
+
+def _final_cells(job: JobProgress, now: float) -> list[Text]:
+    ended = job.ended_at is not None
+    story = job.reason or metrics_text(job.metrics) or MISSING
+    texts = [
+        job.name,
+        job.user or MISSING,
+        str(job.state),
+        seconds_text(job.waiting_seconds(now)),
+        seconds_text(job.training_seconds),
+        seconds_text(job.completion_seconds) if ended else MISSING,
+        bytes_text(job.peak_bytes),
+        f"{story} (log: {job.log})" if job.log else story,
+    ]
+    cells = [Text(text) for text in texts]
+    cells[2].stylize(STATE_STYLES.get(job.state, ""))
+    return cells
+
+
+def _total(summary: Summary) -> str:
+    counts = [f"{summary.count(state)} {state}" for state in JobState if summary.count(state)]
+    parts = [f"{plural(len(summary.jobs), 'job')}: {', '.join(counts) or 'nothing to do'}"]
+    parts.append(f"all in {seconds_text(summary.makespan_seconds)}")
+    if summary.peak_bytes is not None:
+        parts.append(f"peak memory of the run {bytes_text(summary.peak_bytes)}")
+    return "; ".join(parts)
+
+
+def _plan_cells(job: PlannedJob) -> list[Text]:
+    texts = [
+        str(job.order),
+        job.name,
+        job.user or MISSING,
+        str(job.threads or MISSING),
+        count_text(job.num_parameters),
+        bytes_text(job.resident_bytes),
+        bytes_text(job.peak_bytes),
+        count_text(job.flops_per_step),
+        str(job.num_steps),
+        seconds_text(job.predicted_seconds),
+        f"{job.dataset_source} ({bytes_text(job.dataset_bytes)})",
+    ]
+    return [Text(text) for text in texts]
+
+
+def _shared_lines(plan: RunPlan) -> Sequence[str]:
+    """Say for each dataset that several jobs name, whatever they call it, who they are."""
+    sizes = {job.dataset_key: job.dataset_bytes for job in plan.jobs}
+    lines = [
+        f"  {key[:12]} ({bytes_text(sizes.get(key))}, loaded once): {', '.join(names)}"
+        for key, names in plan.shared.items()
+    ]
+    return lines or ["  none: every job has a dataset of its own"]
+
+
+def _dataset(dataset: DatasetRef) -> str:
+    size = f"{plural(dataset.num_samples, 'sample')}, {bytes_text(dataset.nbytes)}"
+    return f"{dataset.source}: {size}, content {dataset.key[:12]}"

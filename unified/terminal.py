@@ -1,0 +1,45 @@
+"""Writing to people: a console as wide as it should be, and lines that nobody need read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+FILE_WIDTH = 160  #: columns of a table that goes to a file or a pipe
+
+
+def line_writer(stream: TextIO) -> Callable[[str], None]:
+    """Return a function that writes a line to ``stream``, at once, until nobody reads it any more."""
+    is_read = True
+
+    def write(line: str) -> None:
+        nonlocal is_read
+        if not is_read:
+            return
+        try:
+            stream.write(line + "\n")
+            stream.flush()
+        except BrokenPipeError:
+            is_read = False
+
+    return write
+
+
+def make_console() -> Console:
+    """Return a console on stdout: as wide as the terminal, wide enough for any table elsewhere."""
+    from rich.console import Console  # only where tables are printed
+
+    is_terminal = sys.stdout.isatty()
+    return Console(width=None if is_terminal else FILE_WIDTH, highlight=False)
+
+
+def show(console: Console, content: RenderableType) -> None:
+    """Print ``content``; nobody reading is no error, as the results are on disk."""
+    with console.capture() as captured:
+        console.print(content)
+    lines = (line.rstrip() for line in captured.get().splitlines())
+    line_writer(sys.stdout)("\n".join(lines))
