@@ -5,11 +5,13 @@ Free of torch, but for what the Python API's own objects bring along.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unified.admission import Submission
 from unified.errors import DoesNotFitError, InvalidSubmission, Problem, UnifiedError
 from unified.job import JobSpec, JobState
 from unified.ledger import JobRecord
@@ -20,6 +22,8 @@ from unified.quantities import bytes_text
 from unified.run_state import RunFolder
 from unified.slots import Reader
 from unified.staging import stage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,7 @@ class Intake:
         submission = answer.submission
         assert submission is not None, "refused ones are told before"
         name = submission.name
+        _warn_of_options_without_effect(submission)
         self.folder.check_may_start(name, resume=self.resume)
         record = JobRecord(
             submission=submission,
@@ -132,6 +137,14 @@ class Intake:
                 for record in too_big
             ]
             raise DoesNotFitError("\n".join(lines))
+
+
+def _warn_of_options_without_effect(submission: Submission) -> None:
+    spec = submission.spec
+    if spec.metrics and submission.test is None:
+        logger.warning("job %r: metrics have no effect without data.test", spec.name)
+    if spec.deadline_seconds is not None:
+        logger.warning("job %r: deadline_seconds has no effect: no scheduler of this version looks at it", spec.name)
 
 
 def job_folders(folder: Path) -> list[Path]:

@@ -55,6 +55,7 @@ class Nursery:
             pass_fds=[theirs.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,
+            stdout=2,  # what models print must not mix with the command's own output
             start_new_session=True,  # Ctrl-C reaches the engine alone, which then ends its children in order
         )
         theirs.close()

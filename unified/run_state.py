@@ -12,6 +12,7 @@ from unified.errors import UnifiedError
 from unified.results import write_json
 
 VERSION = 1
+RESERVED = frozenset({"summary.json", "timeline.png"})
 _OWN_FILES = frozenset({"summary.json", "summary.json.partial", "timeline.png"})  #: beside the jobs' folders
 
 
@@ -72,6 +73,8 @@ class RunFolder:
             raise UnifiedError(
                 f"a job cannot be called {job!r}: the run itself writes a file of that name; rename it"
             )
+        if job in RESERVED:
+            raise UnifiedError(f"a job cannot be named {job!r}: a file of the run has that name; choose another name")
         if resume:
             return
         if self.is_finished(job) or self.checkpoints(job).exists():

@@ -82,6 +82,14 @@ class Trainer:
         self.hybrid = hybrid
         self.device = device
         self.num_threads = num_threads
+        self.reads_loss_lazily = device.type != "cpu"
+        self._meter: _LossMeter | None = None
+
+    def settle(self, member: Member) -> None:
+        """Bring the state of the member whose turn it is up to date, as a checkpoint inside the turn needs it."""
+        member.random = RandomState.capture(self.device)
+        if self._meter is not None:
+            self._meter.settle()
 
     def run_turn(self, member: Member, quantum: Quantum, hooks: Hooks) -> TurnReport:
         """Train ``member`` until its quantum is used up, it is done, it fails, or ``hooks.between_steps`` says stop.
@@ -112,6 +120,7 @@ class Trainer:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def _leave(self, member: Member) -> None:
+        self._meter = None
         member.random = RandomState.capture(self.device)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -119,12 +128,12 @@ class Trainer:
 
     def _train(self, member: Member, quantum: Quantum, hooks: Hooks) -> None:
         progress, is_over = member.progress, _quantum_clock(member, quantum)
-        meter = _LossMeter(member)
+        meter = self._meter = _LossMeter(member, is_lazy=self.reads_loss_lazily)
         next_report = time.perf_counter() + REPORT_SECONDS
         while not member.is_done:
             began = time.perf_counter()
             index = next(member.order)
-            meter.add(_step(self.hybrid, member, index), len(index))
+            meter.add(_step(self.hybrid, member, index, is_lazy=self.reads_loss_lazily), len(index))
             progress.step += 1
             progress.step_in_epoch += 1
             now = time.perf_counter()
@@ -132,6 +141,7 @@ class Trainer:
             if member.at_epoch_end or member.is_done:
                 meter.settle()
                 _end_epoch(self.hybrid, member, hooks, self.device)
+                meter.begin_epoch()
                 now = next_report
             if now >= next_report:
                 hooks.on_progress(member, meter.latest())
@@ -151,7 +161,7 @@ def describe_failure(member: Member, error: BaseException) -> Failure:
     return Failure(reason=f"{kind}{text[:500]} {where}", log="".join(traceback.format_exception(error)))
 
 
-def _step(hybrid: HybridModule, member: Member, index: torch.Tensor) -> torch.Tensor:
+def _step(hybrid: HybridModule, member: Member, index: torch.Tensor, *, is_lazy: bool) -> torch.Tensor:
     """Do one optimizer step and return the detached loss, shape ``()``, on the member's device."""
     inputs, targets = member.train_data.batch(index, device=member.device)
     member.optimizer.zero_grad(set_to_none=True)
@@ -160,7 +170,7 @@ def _step(hybrid: HybridModule, member: Member, index: torch.Tensor) -> torch.Te
         loss = _loss(member, output, targets)
     # On a CPU reading the loss is free, and a NaN stops before it reaches the weights; a GPU would have to wait, so
     # there the meter looks when it reports.
-    if member.device.type == "cpu":
+    if not is_lazy:
         _check_finite(member, loss.item())
     member.precision.backward(loss)
     member.precision.step(member.optimizer, member.module, member.spec.clip_grad_norm)
@@ -193,47 +203,43 @@ def _check_finite(member: Member, value: float) -> None:
 
 
 class _LossMeter:
-    """Sums mean loss x batch size over an epoch in float64; on a GPU without waiting for it."""
+    """Sums mean loss x batch size over an epoch in float64.
 
-    def __init__(self, member: Member) -> None:
+    Args:
+        member: Whose epoch it is.
+        is_lazy: Sum on the device and read the sum only when it is asked for, so that no step waits for a GPU.
+    """
+
+    def __init__(self, member: Member, *, is_lazy: bool) -> None:
         self._member = member
+        self._is_lazy = is_lazy
         self._latest: torch.Tensor | None = None
-        self._pending = torch.zeros((), dtype=torch.float64, device=member.device)
-        self._is_cpu = member.device.type == "cpu"
-        self._begin()
-
-    def _begin(self) -> None:
-        self._pending.fill_(self._member.progress.loss_sum)
+        self._sum = torch.tensor(member.progress.loss_sum, dtype=torch.float64, device=member.device)
 
     def add(self, loss: torch.Tensor, num_samples: int) -> None:
         """Take note of one batch."""
         self._latest = loss
         progress = self._member.progress
         progress.num_samples += num_samples
-        if self._is_cpu:
-            progress.loss_sum += loss.item() * num_samples
+        if self._is_lazy:
+            self._sum += loss.double() * num_samples
         else:
-            self._pending += loss.double() * num_samples
+            progress.loss_sum += loss.item() * num_samples
 
     def latest(self) -> float:
-        """Return the latest batch's loss; on a GPU this waits for it, and looks whether it is finite."""
-        if self._latest is None:
-            return math.nan
-        value = self._latest.item()
-        if not self._is_cpu:
-            self.settle()
-        return value
+        """Return the latest batch's loss, after :meth:`settle`."""
+        self.settle()
+        return math.nan if self._latest is None else self._latest.item()
 
     def settle(self) -> None:
         """Bring what was summed on the device into the member's progress, and fail if it is not finite."""
-        if self._is_cpu:
-            return
-        progress = self._member.progress
-        if progress.step_in_epoch == 0:
-            self._begin()
-            return
-        progress.loss_sum = self._pending.item()
-        _check_finite(self._member, progress.loss_sum)
+        if self._is_lazy:
+            self._member.progress.loss_sum = self._sum.item()
+            _check_finite(self._member, self._member.progress.loss_sum)
+
+    def begin_epoch(self) -> None:
+        """Start again from zero."""
+        self._sum.zero_()
 
 
 def _quantum_clock(member: Member, quantum: Quantum) -> Callable[[], bool]:

@@ -24,7 +24,7 @@ from unified.datasets import DatasetPool
 from unified.errors import UnifiedError
 from unified.hybrid import HybridModule
 from unified.member import Member
-from unified.random_state import RandomState, preserved_random_state
+from unified.random_state import preserved_random_state
 from unified.returning import Departure, depart, verify_departure, write_departure
 from unified.submission.models import load_model
 from unified.trainer import Hooks, Trainer, describe_failure
@@ -179,8 +179,7 @@ class Worker:
         if resident is None:
             return False
         if job == self._running:
-            # Its random state is the process's just now.
-            resident.member.random = RandomState.capture(self._device)
+            self._trainer.settle(resident.member)
         resident.last_checkpoint = time.monotonic()
         try:
             step = save_checkpoint(resident.member, resident.checkpoints)

@@ -175,6 +175,42 @@ def test_a_checkpoint_at_any_step_goes_on_exactly(changes: dict[str, Any], step:
     assert_same_rows(second, rows)
 
 
+@pytest.mark.parametrize("changes", JOBS.values(), ids=JOBS.keys())
+def test_losses_summed_on_the_device_are_the_same(changes: dict[str, Any], tmp_path: Path) -> None:
+    """What a GPU does, to keep steps from waiting: also across turns, and a checkpoint inside a turn."""
+    job, train, test = make_job(**changes), make_data(), make_data(20, seed=1)
+    _, rows = train_alone(make_model(), job, train, test)
+    member = make_member(make_model(), job, train, test)
+    host = Host(member)
+    host.trainer.reads_loss_lazily = True
+    saved: list[int] = []
+
+    def checkpoint_once() -> bool:
+        if member.progress.step == 4 and not saved:
+            host.trainer.settle(member)
+            saved.append(save_checkpoint(member, tmp_path))
+        return False
+
+    host.hooks = Hooks(between_steps=checkpoint_once, on_progress=lambda *_: None, on_epoch=lambda *_: None)
+    for quantum in (Steps(count=3), Steps(count=4), UntilDone()):
+        assert host.turn(member, quantum).failure is None
+    assert_same_rows(member, rows)
+    second = make_member(make_model(), job, train, test)
+    assert restore_checkpoint(second, tmp_path) == 4
+    other = Host(second)
+    other.turn(second)
+    assert_same_rows(second, rows)
+
+
+def test_a_nan_is_found_when_losses_are_summed_on_the_device() -> None:
+    inputs, targets = make_data()
+    inputs[:] = math.nan
+    member = make_member(make_model(), make_job(metrics=[]), (inputs, targets), None)
+    host = Host(member)
+    host.trainer.reads_loss_lazily = True
+    assert "the loss became nan" in host.turn(member).failure.reason
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
     job, train = make_job(), make_data()
     weights, _ = train_alone(make_model(), job, train, make_data(20, seed=1))
