@@ -1,0 +1,136 @@
+"""The operators that a ``.umodel`` may name: laws over all that PyTorch registers, and lists of what must and must not pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unified.submission.operators import COUNTER, INTERNAL, RefusedOperatorError, resolve
+
+
+def registered() -> list[str]:
+    names = [name.removeprefix("aten::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")]
+    pairs = [name.partition(".") for name in names]
+    return sorted(f"aten.{base}.{overload or 'default'}" for base, _, overload in pairs)
+
+
+def allowed() -> list[str]:
+    found = []
+    for name in registered():
+        try:
+            found.append(resolve(name).name)
+        except RefusedOperatorError:
+            continue
+    return found
+
+
+def schema_of(name: str) -> torch._C.FunctionSchema:
+    _, base, overload = name.split(".")
+    return getattr(getattr(torch.ops.aten, base), overload)._schema
+
+
+def test_nothing_allowed_writes_or_returns_what_is_no_tensor():
+    names = allowed()
+    assert len(names) > 700
+    for name in names:
+        schema = schema_of(name)
+        writes = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        assert not writes or name == COUNTER, name
+        returns = {str(r.real_type) for r in schema.returns}
+        assert returns <= {"Tensor", "List[Tensor]"} or name.split(".")[1].startswith("sym_"), name
+        assert not any(r.alias_info is not None and r.alias_info.is_write for r in schema.returns) or name == COUNTER, name
+
+
+def test_nothing_allowed_belongs_to_a_refused_family():
+    words = (
+        "empty",
+        "strided",
+        "resize",
+        "backward",
+        "cudnn",
+        "mkldnn",
+        "sparse",
+        "quantize",
+        "nested",
+        "from_file",
+        "pin_",
+    )
+    for name in allowed():
+        base = name.split(".")[1]
+        assert not any(word in base for word in words), name
+        assert not base.startswith("_") or base in INTERNAL, name
+        assert not base.endswith("_") or name == COUNTER, name
+
+
+ORDINARY = """
+    abs.default add.Tensor addmm.default adaptive_avg_pool2d.default all.dim amax.default any.default arange.start_step
+    argmax.default avg_pool2d.default baddbmm.default batch_norm.default bernoulli.p bitwise_and.Tensor bmm.default
+    cat.default cdist.default chunk.default clamp.default clone.default constant_pad_nd.default contiguous.default
+    conv1d.default conv2d.default conv2d.padding conv3d.default conv_transpose2d.input copy.default
+    cross_entropy_loss.default cumsum.default detach.default diagonal.default div.Tensor_mode dropout.default
+    einsum.default elu.default embedding.default embedding_bag.padding_idx eq.Scalar erf.default exp.default
+    expand.default feature_dropout.default fft_rfft.default flatten.using_ints flip.default full.default full_like.default
+    gather.default gelu.default glu.default grid_sampler.default group_norm.default gru.input index.Tensor
+    index_put.default index_select.default instance_norm.default layer_norm.default leaky_relu.default
+    lift_fresh_copy.default linear.default log_softmax.int logsumexp.default lstm.data lstm.input masked_fill.Scalar
+    matmul.default max.dim max_pool2d.default maximum.default mean.dim mm.default mul.Tensor multinomial.default
+    nll_loss_nd.default norm.ScalarOpt_dim normal_functional.default one_hot.default ones_like.default pad.default
+    permute.default pixel_shuffle.default pow.Tensor_Scalar prelu.default prod.dim_int rand.default rand_like.default
+    randn_like.default randperm.default relu.default repeat.default repeat_interleave.self_int reshape.default
+    rms_norm.default rnn_tanh.input roll.default rsqrt.default scaled_dot_product_attention.default scatter.src
+    scatter_add.default select.int select_scatter.default selu.default sigmoid.default silu.default slice.Tensor
+    slice_scatter.default softmax.int softplus.default sort.default split.Tensor split_with_sizes.default squeeze.dims
+    stack.default std.correction sub.Tensor sum.dim_IntList sym_size.int take_along_dim.default tanh.default
+    to.dtype_layout topk.default transpose.int tril.default triu.default unbind.int unflatten.int unfold.default
+    uniform.default unsqueeze.default upsample_bilinear2d.vec upsample_nearest2d.vec var.correction var_mean.correction
+    view.default where.self zeros.default zeros_like.default _native_multi_head_attention.default _to_copy.default
+    _transformer_encoder_layer_fwd.default _unsafe_view.default _weight_norm.default
+"""
+
+
+@pytest.mark.parametrize("name", ORDINARY.split())
+def test_ordinary_operators_pass(name):
+    assert resolve(f"aten.{name}").name == f"aten.{name}"
+
+
+REFUSED = """
+    add.out as_strided.default as_strided_scatter.default batch_norm_update_stats.default bincount.default
+    cudnn_convolution.default data.default empty.memory_format empty_like.default empty_strided.default equal.default
+    from_file.default is_nonzero.default item.default _local_scalar_dense.default masked_select.default
+    mkldnn_convolution.default native_batch_norm.default new_empty.default nonzero.default pin_memory.default
+    quantize_per_tensor.default record_stream.default relu_.default resize_.default resize_as_.default set_.source_Tensor
+    set_data.default to_sparse.default unique_dim.default view.nothing zero_.default __and__.Tensor __class__.default
+    _foreach_add.List _philox.default _reshape_alias.default softmax name.default
+"""
+
+
+@pytest.mark.parametrize("name", REFUSED.split())
+def test_others_are_refused_with_a_reason(name):
+    with pytest.raises(RefusedOperatorError, match=r"operator 'aten\..*' \w+"):
+        resolve(f"aten.{name}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "aten",
+        "aten..",
+        "torch.os.system",
+        "prims.add.default",
+        "aten.add.Tensor\n",
+        "aten.add." + "T" * 999,
+        "py.eval",
+    ],
+)
+def test_what_is_no_name_of_an_operator(name):
+    with pytest.raises(RefusedOperatorError):
+        resolve(name)
+
+
+def test_sizes_do_not_grow_without_end():
+    assert resolve("py.mul").function(3, 4) == 12
+    with pytest.raises(OverflowError):
+        resolve("py.mul").function(1 << 40, 1 << 40)
+    assert resolve("py.floor").function(2.5) == 2
+    assert resolve("py.ceil").function(2.5) == 3
