@@ -1,0 +1,1 @@
+"""Benchmarks: the same work done by plain PyTorch and by unified, measured in one run."""
