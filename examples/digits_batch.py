@@ -68,6 +68,8 @@ def write_job(folder: Path, user: str, model: nn.Module, optimizer: dict[str, ob
 
 if __name__ == "__main__":
     root = Path(sys.argv[1] if len(sys.argv) > 1 else "digits")
+    if root.exists():
+        sys.exit(f"{root} is there already: delete it, or name another folder")
     torch.manual_seed(0)
     write_data(root / "jobs" / "data")
     write_job(root / "jobs" / "alice", "alice", perceptron(), {"name": "SGD", "lr": 0.1, "momentum": 0.9}, 20)

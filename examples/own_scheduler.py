@@ -2,8 +2,8 @@
 
     python examples/own_scheduler.py
 
-A policy decides and never acts: it is shown frozen views and answers with grants. From the command line it would be
-``unified run … --scheduler own_scheduler:NearestToTheEnd``.
+A policy decides and never acts: it is shown frozen views and answers with grants. From the command line:
+``PYTHONPATH=examples unified run … --scheduler own_scheduler:NearestToTheEnd``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 
 import unified
 from schedulers.base import Epochs, Grant, JobView, SlotView
+from schedulers.ordering import by_key
 
 
 class NearestToTheEnd:
@@ -23,32 +24,21 @@ class NearestToTheEnd:
     needs = frozenset({"steps_total", "steps_done"})
 
     def select(self, now: float, ready: Sequence[JobView], slots: Sequence[SlotView]) -> list[Grant]:
-        waiting = sorted(ready, key=lambda unit: (unit.steps_total - unit.steps_done, unit.submit_time, unit.id))
-        grants = []
-        for slot in slots:
-            if slot.running is not None:
-                continue
-            for unit in waiting:
-                may_be_placed = unit.slot_id is None and (slot.accepts is None or unit.id in slot.accepts)
-                if unit.slot_id == slot.id or may_be_placed:
-                    grants.append(Grant(unit_id=unit.id, slot_id=slot.id, quantum=Epochs(1)))
-                    waiting.remove(unit)
-                    break
-        return grants
+        return by_key(ready, slots, key=lambda unit: (unit.steps_total - unit.steps_done,), quantum=Epochs(1))
 
 
-torch.manual_seed(0)
-data = {"train": (torch.randn(256, 8), torch.randint(4, (256,)))}
-jobs = [
-    unified.JobSpec(
+def job(epochs: int, data: dict[str, object]) -> unified.JobSpec:
+    return unified.JobSpec(
         name=f"{epochs}-epochs", model=nn.Linear(8, 4), data=data, loss="CrossEntropyLoss",
         optimizer={"name": "SGD", "lr": 0.1}, epochs=epochs, batch_size=16,
-    )
-    for epochs in (9, 3, 6)
-]  # fmt: skip
+    )  # fmt: skip
 
-with unified.Engine(scheduler=NearestToTheEnd(), slots=1) as engine:
-    engine.submit_all(jobs)
-    order = [result.name for result in engine.run()]
-print("finished in this order:", ", ".join(order))
-assert order == ["3-epochs", "6-epochs", "9-epochs"]
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    samples = {"train": (torch.randn(256, 8), torch.randint(4, (256,)))}
+    with unified.Engine(scheduler=NearestToTheEnd(), slots=1) as engine:
+        engine.submit_all([job(epochs, samples) for epochs in (9, 3, 6)])
+        order = [result.name for result in engine.run()]
+    print("finished in this order:", ", ".join(order))
+    assert order == ["3-epochs", "6-epochs", "9-epochs"]

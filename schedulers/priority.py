@@ -23,9 +23,7 @@ class Priority:
 
     def select(self, now: float, ready: Sequence[JobView], slots: Sequence[SlotView]) -> list[Grant]:
         """Grant each idle slot to the unit of the lowest value; of equals, to the one that waited longest."""
-        return by_key(
-            ready, slots, key=lambda unit: (unit.priority, self._rotation.place(unit.id)), quantum=Epochs(1)
-        )
+        return by_key(ready, slots, key=lambda unit: (unit.priority, self._rotation.place(unit.id)), quantum=Epochs(1))
 
     def on_event(self, event: Event) -> None:
         """Send a unit that arrives or had its turn to the end of the rotation."""

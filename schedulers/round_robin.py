@@ -74,9 +74,7 @@ def parse_quantum(text: str) -> Quantum:
     """
     match = _QUANTUM.fullmatch(text.strip())
     if match is None or (match["unit"] not in ("s", "ms") and "." in match["count"]):
-        raise SchedulerConfigError(
-            f"option 'quantum': expected e.g. 200, 200steps, 1epoch, 2s or 500ms, got {text!r}"
-        )
+        raise SchedulerConfigError(f"option 'quantum': expected e.g. 200, 200steps, 1epoch, 2s or 500ms, got {text!r}")
     if match["unit"] in ("s", "ms"):
         return Seconds(float(match["count"]) / (1000 if match["unit"] == "ms" else 1))
     return (Epochs if match["unit"].startswith("epoch") else Steps)(int(match["count"]))

@@ -34,9 +34,7 @@ def write_weights(separated: Separated, folder: Path) -> None:
     with _replacing(folder / STATE_DICT_NAME) as partial:
         torch.save(separated.state_dict, partial)
     stored_under = {alias: names[0] for names in separated.ties for alias in names[1:]}
-    tensors = {
-        name: tensor.contiguous() for name, tensor in separated.state_dict.items() if name not in stored_under
-    }
+    tensors = {name: tensor.contiguous() for name, tensor in separated.state_dict.items() if name not in stored_under}
     metadata = {
         "format": "pt",
         "order": json.dumps(list(separated.state_dict)),

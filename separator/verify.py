@@ -33,15 +33,9 @@ def verify(separated: Separated, module: nn.Module) -> list[str]:
     for name in copies:
         if name in source:
             problems += [f"{name}: {problem}" for problem in _tensor_problems(copies[name], source[name])]
-    problems += [
-        f"{name}: not a plain tensor on the CPU" for name, copy in copies.items() if not _is_plain(copy)
-    ]
+    problems += [f"{name}: not a plain tensor on the CPU" for name, copy in copies.items() if not _is_plain(copy)]
     storages = {_storage(tensor) for tensor in source.values()} - {None}
-    problems += [
-        f"{name}: shares storage with the module"
-        for name, copy in copies.items()
-        if _storage(copy) in storages
-    ]
+    problems += [f"{name}: shares storage with the module" for name, copy in copies.items() if _storage(copy) in storages]
     if not problems and separated.ties != tie_groups(source):
         problems.append(f"ties: expected {tie_groups(source)}, got {separated.ties}")
     return problems
@@ -109,12 +103,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return (
-        type(tensor) is Tensor
-        and tensor.device.type == "cpu"
-        and not tensor.requires_grad
-        and tensor.grad is None
-    )
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not tensor.requires_grad and tensor.grad is None
 
 
 def _storage(tensor: Tensor) -> tuple[torch.device, int] | None:

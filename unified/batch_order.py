@@ -18,9 +18,7 @@ def batch_problems(num_samples: int, batch_size: int, *, drop_last: bool, job: s
     if batch_size < 1:
         return [problem("batch_size", "at least 1", str(batch_size), "give the number of samples in a batch")]
     if num_samples < 1:
-        return [
-            problem("data.train", "at least 1 sample", f"{num_samples}", "check how the file was written")
-        ]
+        return [problem("data.train", "at least 1 sample", f"{num_samples}", "check how the file was written")]
     if drop_last and num_samples < batch_size:
         given = f"{num_samples} samples and drop_last, which leaves no batch in an epoch"
         remedy = f"set drop_last to false, or batch_size to at most {num_samples}"
@@ -50,9 +48,7 @@ class BatchOrder:
         ([2, 2, 1], 1)
     """
 
-    def __init__(
-        self, num_samples: int, batch_size: int, *, drop_last: bool = False, generator: torch.Generator
-    ) -> None:
+    def __init__(self, num_samples: int, batch_size: int, *, drop_last: bool = False, generator: torch.Generator) -> None:
         problems = batch_problems(num_samples, batch_size, drop_last=drop_last, job="unnamed")
         if problems:
             raise InvalidSubmission(problems)
@@ -126,7 +122,5 @@ class BatchOrder:
         self._permutation = self._draw_permutation()
 
     def _draw_permutation(self) -> torch.Tensor:
-        torch.empty((), dtype=torch.int64, device="cpu").random_(
-            generator=self._generator
-        )  # DataLoader's base seed
+        torch.empty((), dtype=torch.int64, device="cpu").random_(generator=self._generator)  # DataLoader's base seed
         return torch.randperm(self.num_samples, generator=self._generator, device="cpu")

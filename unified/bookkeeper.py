@@ -207,20 +207,12 @@ class Bookkeeper:
         record.reason, record.end_time = reason, self.clock()
         log = record.results / "job.log"
         self.note(base.Failed, record)
-        self.emit(
-            events.JobFailed(
-                at=record.end_time, job=record.name, reason=reason, log=str(log) if log.is_file() else None
-            )
-        )
+        self.emit(events.JobFailed(at=record.end_time, job=record.name, reason=reason, log=str(log) if log.is_file() else None))
 
     def lose_worker(self, slot: Slot, reason: str) -> None:
         """A worker died: its jobs go back to the queue, the one it was busy with for a limited number of times."""
         lost = self.ledger.resident(slot.index)
-        self.emit(
-            events.WorkerLost(
-                at=self.clock(), slot=slot.index, reason=reason, jobs=tuple(r.name for r in lost)
-            )
-        )
+        self.emit(events.WorkerLost(at=self.clock(), slot=slot.index, reason=reason, jobs=tuple(r.name for r in lost)))
         for record in lost:
             record.num_deaths += record.is_running or record.is_hosting
             self._end_turn(slot, record)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import unified
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = build_parser().parse_args(arguments)
     options.arguments = tuple(arguments)
+    if not logging.root.handlers:
+        logging.root.addHandler(_Warnings(logging.WARNING))
     try:
         return guarded(lambda: options.command(options))
     finally:
@@ -70,12 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _add(commands, "run", _run, "Train the jobs of one or several folders.", RUN_END)
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="a job folder, or a folder of job folders"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where results go; needed except with --dry-run"
-    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a job folder, or a folder of job folders")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go; needed except with --dry-run")
     parser.add_argument(
         "--scheduler",
         default="fcfs",
@@ -89,40 +89,24 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         metavar="N|auto",
         help="how many jobs train at the same time (default auto: planned from the jobs, one per GPU)",
     )
-    parser.add_argument(
-        "--threads", type=_positive, metavar="T", help="CPU threads per slot (default: planned)"
-    )
-    parser.add_argument(
-        "--device", default="auto", metavar="auto|cpu|cuda:0", help="where to train (default auto)"
-    )
-    parser.add_argument(
-        "--trust", action="store_true", help="accept model files that run their own code when loaded"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in DIR from its checkpoints"
-    )
+    parser.add_argument("--threads", type=_positive, metavar="T", help="CPU threads per slot (default: planned)")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda:0", help="where to train (default auto)")
+    parser.add_argument("--trust", action="store_true", help="accept model files that run their own code when loaded")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in DIR from its checkpoints")
     parser.add_argument(
         "--deterministic",
         action="store_true",
         help="use deterministic kernels only: on a GPU this makes results equal the plain loop",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print order, slots, memory and shared data; train nothing"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print every event as a line of JSON, last the summary"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="print order, slots, memory and shared data; train nothing")
+    parser.add_argument("--json", action="store_true", help="print every event as a line of JSON, last the summary")
 
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "Say what a job folder holds and needs, or everything that is wrong with it."
     parser = _add(commands, "inspect", _inspect, summary, "example:\n  unified inspect jobs/lenet")
-    parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="a job folder: job.json, the model, the data"
-    )
-    parser.add_argument(
-        "--trust", action="store_true", help="accept model files that run their own code when loaded"
-    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a job folder: job.json, the model, the data")
+    parser.add_argument("--trust", action="store_true", help="accept model files that run their own code when loaded")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 
@@ -150,24 +134,29 @@ def _add(
 def _run(options: argparse.Namespace) -> int:
     if options.out is None and not options.dry_run:
         options.parser.error("--out DIR is needed (or --dry-run, which trains nothing)")
-    from unified.run_command import RunOptions, run
+    from unified.nursery import Nursery
 
-    return run(
-        RunOptions(
-            folders=tuple(options.folders),
-            out=options.out,
-            scheduler=options.scheduler,
-            slots=options.slots,
-            threads=options.threads,
-            device=options.device,
-            trust=options.trust,
-            resume=options.resume,
-            deterministic=options.deterministic,
-            dry_run=options.dry_run,
-            as_json=options.json,
-            command=("unified", *options.arguments),
+    # Its import of torch takes longest of all that a run does before it trains: it begins before our own imports.
+    with closing(Nursery()) as nursery:
+        from unified.run_command import RunOptions, run
+
+        return run(
+            RunOptions(
+                folders=tuple(options.folders),
+                out=options.out,
+                scheduler=options.scheduler,
+                slots=options.slots,
+                threads=options.threads,
+                device=options.device,
+                trust=options.trust,
+                resume=options.resume,
+                deterministic=options.deterministic,
+                dry_run=options.dry_run,
+                as_json=options.json,
+                command=("unified", *options.arguments),
+                nursery=nursery,
+            )
         )
-    )
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -190,9 +179,7 @@ def _version(options: argparse.Namespace) -> int:
     from unified.terminal import line_writer
 
     found = versions()
-    line_writer(sys.stdout)(
-        f"unified {unified.__version__}, torch {found['torch']}, Python {found['python']}"
-    )
+    line_writer(sys.stdout)(f"unified {unified.__version__}, torch {found['torch']}, Python {found['python']}")
     return 0
 
 
@@ -232,6 +219,14 @@ def _lines(error: Exception) -> list[str]:
         return [f"{error.strerror}: {error.filename}" if error.filename else error.strerror]
     what = " ".join(str(error).split())
     return [f"internal error, please report: {type(error).__name__}: {what} (UNIFIED_DEBUG=1 shows where)"]
+
+
+class _Warnings(logging.Handler):
+    """Shows warnings as lines like any other of ours; on today's stderr, which the live table takes over."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line."""
+        _complain([" ".join(record.getMessage().split())])
 
 
 def _complain(lines: Sequence[str]) -> None:

@@ -117,9 +117,7 @@ def _problems(candidate: Candidate, trial: Trial) -> list[Problem]:
     parameters = _parameters(candidate)
     problems = [*_argument_problems(candidate, parameters)]
     refused = {problem.field.removeprefix(f"{candidate.field}.") for problem in problems}
-    stand_ins = {
-        name: _stand_in(parameter) for name, parameter in parameters.items() if _is_required(parameter)
-    }
+    stand_ins = {name: _stand_in(parameter) for name, parameter in parameters.items() if _is_required(parameter)}
     usable = {name: value for name, value in candidate.spec.kwargs.items() if name not in refused}
     problems += _value_problems(candidate, trial, stand_ins | usable, stand_ins)
     return problems
@@ -155,9 +153,7 @@ def _argument_problems(candidate: Candidate, parameters: dict[str, inspect.Param
             yield candidate.problem("E-TYPE", name, expected, describe(value), remedy)
     for name, parameter in parameters.items():
         if _is_required(parameter) and name not in kwargs:
-            yield candidate.problem(
-                "E-MISSING", name, "a value", "nothing", f"{candidate.full_name} needs it"
-            )
+            yield candidate.problem("E-MISSING", name, "a value", "nothing", f"{candidate.full_name} needs it")
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:
@@ -188,9 +184,7 @@ def _stand_in(parameter: inspect.Parameter) -> Any:
     return [1] if "list" in (_fitting(parameter) or ()) else 1
 
 
-def _value_problems(
-    candidate: Candidate, trial: Trial, kwargs: Arguments, stand_ins: Arguments
-) -> Iterator[Problem]:
+def _value_problems(candidate: Candidate, trial: Trial, kwargs: Arguments, stand_ins: Arguments) -> Iterator[Problem]:
     """Yield, one after another, the values that PyTorch refuses.
 
     PyTorch names only the first. The culprit is the argument without which it says something else, or nothing:
@@ -239,9 +233,7 @@ def _schedule_problems(candidate: Candidate, attempt: Callable[[str, Arguments],
     return problems or _problems(candidate, partial(attempt, candidate.spec.name))
 
 
-def _part_problems(
-    whole: Candidate, index: int, part: object, attempt: Callable[[str, Arguments], None]
-) -> list[Problem]:
+def _part_problems(whole: Candidate, index: int, part: object, attempt: Callable[[str, Arguments], None]) -> list[Problem]:
     argument = f"schedulers[{index}]"
     try:
         spec = Component.model_validate(part)

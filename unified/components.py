@@ -141,12 +141,8 @@ def select_output(output: object, which: str | int | None = None) -> Tensor:
         found = output[0]
     if isinstance(found, Tensor):
         return found
-    wanted = (
-        "a tensor, 'logits' or a tuple that begins with a tensor" if which is None else f"output {which!r}"
-    )
-    raise TypeError(
-        f"expected the model to give {wanted}, got {_contents(output)}; set 'output' to fit the model"
-    )
+    wanted = "a tensor, 'logits' or a tuple that begins with a tensor" if which is None else f"output {which!r}"
+    raise TypeError(f"expected the model to give {wanted}, got {_contents(output)}; set 'output' to fit the model")
 
 
 def _lr_scheduler(spec: Component, optimizer: Optimizer, total_steps: int | None) -> LRScheduler:
@@ -186,7 +182,5 @@ def _contents(output: object) -> str:
     if isinstance(output, Mapping):
         return f"a mapping with {', '.join(repr(key) for key in output) or 'nothing in it'}"
     if isinstance(output, tuple | list):
-        return (
-            f"a {type(output).__name__} of {', '.join(type(item).__name__ for item in output) or 'nothing'}"
-        )
+        return f"a {type(output).__name__} of {', '.join(type(item).__name__ for item in output) or 'nothing'}"
     return f"a {type(output).__name__}"

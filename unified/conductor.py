@@ -147,11 +147,7 @@ class Conductor:
 
     def checkpoint_all(self) -> None:
         """Have checkpoints of all resident jobs written and wait for them, a minute at most."""
-        awaited = {
-            record.name
-            for record in self._ledger.all()
-            if record.slot is not None and not record.is_returning
-        }
+        awaited = {record.name for record in self._ledger.all() if record.slot is not None and not record.is_returning}
         for name in awaited:
             self.checkpoint(self._ledger[name])
         deadline = time.monotonic() + CHECKPOINT_ALL_SECONDS
@@ -193,7 +189,7 @@ class Conductor:
             self._end_worker(slot)
         for slot, old in zip(wanted, self.slots, strict=False):
             slot.child = old.child
-            slot.send(messages.SetThreads(num_threads=slot.num_threads))
+            slot.send(messages.SetThreads(num_threads=slot.num_threads, first_core=slot.first_core))
         self.slots, self._stage = wanted, stage
 
     def _make_slots(self, stage: Stage) -> list[Slot]:
@@ -208,10 +204,7 @@ class Conductor:
 
     def _select(self, ready: Sequence[JobRecord]) -> list[base.Grant]:
         views = [record.view() for record in ready]
-        slots = [
-            base.SlotView(id=slot.index, running=slot.running, accepts=self._accepted(slot, ready))
-            for slot in self.slots
-        ]
+        slots = [base.SlotView(id=slot.index, running=slot.running, accepts=self._accepted(slot, ready)) for slot in self.slots]
         grants = self.scheduler.select(self.books.clock(), views, slots)
         wrong = _wrong_grant(grants, views, slots)
         if wrong is None:
@@ -237,11 +230,7 @@ class Conductor:
             record.slot, record.is_safe = slot.index, False
             record.is_hosting = True
             record.results.mkdir(parents=True, exist_ok=True)
-            slot.send(
-                messages.Host(
-                    submission=record.submission, checkpoints=record.checkpoints, results=record.results
-                )
-            )
+            slot.send(messages.Host(submission=record.submission, checkpoints=record.checkpoints, results=record.results))
         slot.send(messages.RunTurn(job=record.name, quantum=quantum))
         self.books.begin_turn(slot, record)
 
@@ -282,9 +271,7 @@ def _total_demand(records: Sequence[JobRecord]) -> int:
     return sum(demand.resident_bytes for demand in demands) + extra
 
 
-def _wrong_grant(
-    grants: Sequence[base.Grant], ready: Sequence[base.JobView], slots: Sequence[base.SlotView]
-) -> str | None:
+def _wrong_grant(grants: Sequence[base.Grant], ready: Sequence[base.JobView], slots: Sequence[base.SlotView]) -> str | None:
     """Say what is wrong with a scheduler's answer, or None: it may be a plug-in."""
     units, idle = {view.id: view for view in ready}, {view.id: view for view in slots if view.running is None}
     used: set[str | int] = set()

@@ -32,9 +32,7 @@ def check_columns(dataset: datasets.Dataset, columns: Columns) -> None:
         elif gaps := dataset.data.column(name).null_count:
             first = dataset.data.column(name).is_null().index(True).as_py()
             given = f"{gaps} missing values, the first in row {first}"
-            problems.append(
-                data_problem("a value in every row", given, "fill or drop them", field=_field(name))
-            )
+            problems.append(data_problem("a value in every row", given, "fill or drop them", field=_field(name)))
     if problems:
         raise InvalidSubmission(problems)
 
@@ -50,9 +48,7 @@ def input_tensors(dataset: datasets.Dataset, columns: Columns) -> Inputs:
     for name, tensor in zip(inputs, stacked, strict=True):
         if tensor.dim() != 1:
             remedy = "name a column of arrays alone, or give each input a name with a mapping"
-            raise refusal(
-                "one number in each row", f"shape {tuple(tensor.shape[1:])}", remedy, field=_field(name)
-            )
+            raise refusal("one number in each row", f"shape {tuple(tensor.shape[1:])}", remedy, field=_field(name))
     return torch.stack([tensor.to(torch.float32) for tensor in stacked], dim=1)
 
 
@@ -92,6 +88,7 @@ def is_text(dataset: datasets.Dataset, name: str) -> bool:
 
 def column_texts(dataset: datasets.Dataset, name: str) -> list[str]:
     """Return all texts of the column."""
+    # pyrefly: ignore[missing-attribute]  # a Dataset selects columns as a Dataset
     return [text for batch in dataset.select_columns([name]).iter(ROWS_AT_ONCE) for text in batch[name]]
 
 
@@ -107,13 +104,10 @@ def column_tensor(dataset: datasets.Dataset, name: str) -> torch.Tensor:
     dtype = _number_dtype(feature)
     if dtype is None:
         text = is_text(dataset, name)
-        remedy = (
-            "name a tokenizer folder in data.tokenizer" if text else "convert the column, or name another"
-        )
-        raise refusal(
-            "numbers, arrays or images", "text" if text else f"{feature}", remedy, field=_field(name)
-        )
+        remedy = "name a tokenizer folder in data.tokenizer" if text else "convert the column, or name another"
+        raise refusal("numbers, arrays or images", "text" if text else f"{feature}", remedy, field=_field(name))
     batches = dataset.with_format("numpy", columns=[name]).iter(ROWS_AT_ONCE)
+    # pyrefly: ignore[bad-index]  # each batch is a dict of columns
     return _filled((batch[name] for batch in batches), len(dataset), dtype, name)
 
 
@@ -135,9 +129,7 @@ def _filled(chunks: Iterator[np.ndarray], num_rows: int, dtype: torch.dtype, nam
         if filled is None and chunk.dtype != object:
             filled = torch.empty((num_rows, *chunk.shape[1:]), dtype=dtype)
         if filled is None or chunk.dtype == object or chunk.shape[1:] != filled.shape[1:]:
-            remedy = (
-                "pad or crop the rows to one shape; for lists of tokens name a tokenizer and the text instead"
-            )
+            remedy = "pad or crop the rows to one shape; for lists of tokens name a tokenizer and the text instead"
             given = f"different shapes between rows {start} and {start + len(chunk) - 1}"
             raise refusal("rows of one shape", given, remedy, field=_field(name))
         if chunk.dtype.kind == "f" and not dtype.is_floating_point:
@@ -180,9 +172,7 @@ def _numbered(texts: list[str], labels: tuple[str, ...], name: str) -> torch.Ten
     unknown = sorted(set(texts) - set(numbers))
     if unknown:
         expected = f"the labels of the training data, {list(labels[:8])}"
-        raise refusal(
-            expected, f"also {unknown[:8]}", "drop these rows, or name another column", field=_field(name)
-        )
+        raise refusal(expected, f"also {unknown[:8]}", "drop these rows, or name another column", field=_field(name))
     return torch.tensor([numbers[text] for text in texts], dtype=torch.int64)
 
 

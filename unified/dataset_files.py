@@ -82,9 +82,7 @@ def reference(
         return _refer(_converted(recipe, cache_dir, index), str(source), index)
 
 
-def reference_tensors(
-    inputs: Inputs, targets: torch.Tensor, *, source: str, cache_dir: Path, job: str
-) -> DatasetRef:
+def reference_tensors(inputs: Inputs, targets: torch.Tensor, *, source: str, cache_dir: Path, job: str) -> DatasetRef:
     """Return the dataset of tensors that a caller holds in memory, written to the cache unless it is there.
 
     Args:
@@ -97,11 +95,7 @@ def reference_tensors(
     Raises:
         InvalidSubmission: With everything that is wrong with the data.
     """
-    inputs = (
-        inputs.detach().cpu()
-        if isinstance(inputs, torch.Tensor)
-        else {k: t.detach().cpu() for k, t in inputs.items()}
-    )
+    inputs = inputs.detach().cpu() if isinstance(inputs, torch.Tensor) else {k: t.detach().cpu() for k, t in inputs.items()}
     targets = targets.detach().cpu()
     with blamed_on(job, source):
         _check_tensors(inputs, targets)
@@ -151,9 +145,7 @@ def _check_table(source: Path, columns: Columns | None) -> None:
         remedy = "correct the path; it is relative to the job's folder"
         raise refusal("a file or folder of data", f"nothing at {str(source)!r}", remedy)
     if source.is_file() and source.suffix.lower() not in TABLE_SUFFIXES:
-        expected = (
-            f"a file that ends in {', '.join([*SUFFIXES, *TABLE_SUFFIXES])}, or a folder from save_to_disk"
-        )
+        expected = f"a file that ends in {', '.join([*SUFFIXES, *TABLE_SUFFIXES])}, or a folder from save_to_disk"
         raise refusal(expected, repr(source.name), "convert it to one of these forms")
     if columns is None:
         remedy = 'add "columns": {"inputs": "…", "targets": "…"} to "data"'
@@ -189,9 +181,7 @@ def _converted(recipe: Recipe, cache_dir: Path, index: DatasetIndex) -> Path:
     return _cached(cache_dir / f"{_recipe_digest(recipe, index)}.safetensors", convert, index)
 
 
-def _cached(
-    path: Path, convert: Callable[[], tuple[Inputs, torch.Tensor, Conventions]], index: DatasetIndex
-) -> Path:
+def _cached(path: Path, convert: Callable[[], tuple[Inputs, torch.Tensor, Conventions]], index: DatasetIndex) -> Path:
     if index.recall("tensors", path) is None:
         inputs, targets, conventions = convert()
         _check_tensors(inputs, targets)
@@ -242,8 +232,6 @@ def _file_digest(path: Path, index: DatasetIndex) -> str:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise refusal(
-            "files that can be read", reason(error), "check their permissions", field=path.name
-        ) from None
+        raise refusal("files that can be read", reason(error), "check their permissions", field=path.name) from None
     index.remember("bytes", path, {"sha256": digest}, stamp)
     return digest

@@ -39,9 +39,7 @@ def convert(recipe: Recipe, scratch: Path) -> tuple[Inputs, torch.Tensor, Conven
         return inputs, targets, Conventions(labels=labels, length=length)
 
 
-def _encode(
-    dataset: datasets.Dataset, recipe: Recipe, tokenizer: Path
-) -> tuple[dict[str, torch.Tensor], int]:
+def _encode(dataset: datasets.Dataset, recipe: Recipe, tokenizer: Path) -> tuple[dict[str, torch.Tensor], int]:
     # transformers takes seconds to import, and numbers do without
     from unified.dataset_text import encode, load_tokenizer
 

@@ -59,7 +59,5 @@ class Recipe:
 def column_names(columns: Columns) -> list[str]:
     """Return the names of all columns asked for, each once."""
     inputs = columns.inputs
-    names = (
-        [inputs] if isinstance(inputs, str) else list(inputs.values() if isinstance(inputs, dict) else inputs)
-    )
+    names = [inputs] if isinstance(inputs, str) else list(inputs.values() if isinstance(inputs, dict) else inputs)
     return list(dict.fromkeys([*names, columns.targets]))

@@ -99,9 +99,7 @@ def _encoded(
     filled: dict[str, torch.Tensor] = {}
     start = 0
     for texts in _text_batches(dataset, names):
-        batch = tokenizer(
-            *texts, truncation=True, padding="max_length", max_length=length, return_tensors="pt"
-        )
+        batch = tokenizer(*texts, truncation=True, padding="max_length", max_length=length, return_tensors="pt")
         for name in tokenizer.model_input_names:
             if name in batch:
                 rows = filled.setdefault(name, torch.empty((len(dataset), length), dtype=torch.int64))
@@ -112,5 +110,6 @@ def _encoded(
 
 def _text_batches(dataset: datasets.Dataset, names: list[str]) -> Iterator[list[list[str]]]:
     """Yield, for some rows at a time, a list of texts for each column."""
+    # pyrefly: ignore[missing-attribute]  # a Dataset selects columns as a Dataset
     for batch in dataset.select_columns(list(dict.fromkeys(names))).iter(ROWS_AT_ONCE):
         yield [list(batch[name]) for name in names]

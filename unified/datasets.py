@@ -37,9 +37,7 @@ class TensorData:
         """Size of all tensors in bytes."""
         return sum(t.numel() * t.element_size() for t in named_tensors(self.inputs, self.targets).values())
 
-    def batch(
-        self, index: torch.Tensor, *, device: torch.device | str | None = None
-    ) -> tuple[Inputs, torch.Tensor]:
+    def batch(self, index: torch.Tensor, *, device: torch.device | str | None = None) -> tuple[Inputs, torch.Tensor]:
         """Gather the samples at ``index`` as ``default_collate`` would: same values, dtypes and shapes.
 
         Args:
@@ -53,9 +51,7 @@ class TensorData:
         index = index.to(self.targets.device)
         return self._each(lambda tensor: _gather(tensor, index, device))
 
-    def batches(
-        self, batch_size: int, *, device: torch.device | str | None = None
-    ) -> Iterator[tuple[Inputs, torch.Tensor]]:
+    def batches(self, batch_size: int, *, device: torch.device | str | None = None) -> Iterator[tuple[Inputs, torch.Tensor]]:
         """Yield all samples in order, ``batch_size`` at a time, the last batch possibly smaller; copies."""
         for start in range(0, len(self), batch_size):
             yield self._each(lambda tensor, s=start: _copy(tensor[s : s + batch_size], device))
@@ -133,9 +129,7 @@ class DatasetPool:
         """Bytes of ``device`` taken by whole datasets; 0 on the CPU."""
         if self._device.type == "cpu":
             return 0
-        return sum(
-            data.nbytes for data in self._data.values() if data.targets.device.type == self._device.type
-        )
+        return sum(data.nbytes for data in self._data.values() if data.targets.device.type == self._device.type)
 
     def _place(self, data: TensorData) -> TensorData:
         fits = self.device_bytes + data.nbytes <= self._budget_bytes

@@ -120,9 +120,7 @@ def parse_device(text: str) -> tuple[str, ...]:
     if text == "cpu":
         return ("cpu",)
     if re.fullmatch(r"cuda(:\d+)?", text) is None:
-        raise UnifiedError(
-            f"device {text!r} is unknown; give 'auto', 'cpu', 'cuda' or one GPU such as 'cuda:0'"
-        )
+        raise UnifiedError(f"device {text!r} is unknown; give 'auto', 'cpu', 'cuda' or one GPU such as 'cuda:0'")
     if not gpus:
         raise UnifiedError(f"device {text!r} is not there: {_why_no_gpu()}; use device 'cpu' or 'auto'")
     if text == "cuda":

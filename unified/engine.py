@@ -31,8 +31,10 @@ from unified.job import JobSpec, JobState
 from unified.ledger import ENDED, JobRecord, Ledger
 from unified.monitor import Monitor
 from unified.nursery import Nursery
-from unified.planning import Planner, RunPlan
+from unified.packing import Plan
+from unified.planning import Planner
 from unified.results import Result, result_of
+from unified.run_plan import RunPlan
 from unified.run_state import RunFolder
 
 IDLE_SECONDS = 0.5
@@ -51,6 +53,7 @@ class Engine:
         resume: Go on with the run that ``out`` holds.
         deterministic: Use deterministic kernels only (on a GPU this makes results bit-equal to the plain loop).
         listeners: Called with every event, in the engine's thread.
+        nursery: One that was started before, to save its start-up; the engine closes it.
 
     Raises:
         SchedulerConfigError: If the policy is unknown.
@@ -80,6 +83,7 @@ class Engine:
         resume: bool = False,
         deterministic: bool = False,
         listeners: Sequence[Callable[[events.Event], None]] = (),
+        nursery: Nursery | None = None,
     ) -> None:
         self._scheduler = registry.create(scheduler) if isinstance(scheduler, str) else scheduler
         self.scheduler_name = scheduler if isinstance(scheduler, str) else type(scheduler).__name__
@@ -95,10 +99,9 @@ class Engine:
         self._is_closed = False
         devices = parse_device(device)
         self._planner = Planner(devices=devices, slots=slots, threads=threads)
-        self._nursery = Nursery("cpu" if devices == ("cpu",) else "cuda")
-        self._intake = Intake(
-            nursery=self._nursery, folder=self._folder, planner=self._planner, trust=trust, resume=resume
-        )
+        self._nursery = nursery or Nursery()
+        self._nursery.hides_gpus = devices == ("cpu",)
+        self._intake = Intake(nursery=self._nursery, folder=self._folder, planner=self._planner, trust=trust, resume=resume)
         self._books = Bookkeeper(
             ledger=self._ledger,
             scheduler=self._scheduler,
@@ -113,17 +116,13 @@ class Engine:
             planner=self._planner,
             deterministic=deterministic,
         )
-        self._monitor = Monitor(
-            nursery=self._nursery, slots=lambda: self._conductor.slots, devices=self._planner.devices
-        )
+        self._monitor = Monitor(nursery=self._nursery, slots=lambda: self._conductor.slots, devices=self._planner.devices)
         self._reported: set[str] = set()
 
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def now(self) -> float:
@@ -160,8 +159,7 @@ class Engine:
 
     def dry_run(self) -> RunPlan:
         """Say what :meth:`run` would do: order, slots and threads, memory, shared data; nothing is started."""
-        records = self._ledger.all()
-        return self._planner.describe(self._planner.plan(records, self._scheduler), records, self._scheduler)
+        return self._planner.describe(self._make_plan(), self._ledger.all(), self._scheduler)
 
     def run(self) -> Iterator[Result]:
         """Train what was submitted and yield each job's result the moment it is on disk, verified.
@@ -171,10 +169,8 @@ class Engine:
         that had not ended go back to the queue.
         """
         self._check_open()
-        plan = self._planner.plan(self._ledger.all(), self._scheduler)
-        self._folder.save_plan(
-            {record.name: record.num_threads for record in self._ledger.all()} | plan.threads_by_job
-        )
+        plan = self._make_plan()
+        self._folder.save_plan({record.name: record.num_threads for record in self._ledger.all()} | plan.threads_by_job)
         self._conductor.adopt(plan)
         self._monitor.sample(self.now(), self._emit)
         self._emit(
@@ -246,6 +242,16 @@ class Engine:
         if not self._keeps_files:
             shutil.rmtree(self._folder.path, ignore_errors=True)
 
+    def _make_plan(self) -> Plan:
+        """Plan, time what the plan was guessing about, and plan again until nothing in it is a guess."""
+        records = self._ledger.all()
+        plan = self._planner.plan(records, self._scheduler)
+        while (guessed := self._planner.untimed(plan, records)) is not None:
+            num_threads, jobs = guessed
+            self._intake.time_steps(jobs, num_threads)
+            plan = self._planner.plan(records, self._scheduler)
+        return plan
+
     def _admit(self, read: Callable[[], list[JobRecord]]) -> list[str]:
         """Take in what ``read`` returns, all of it or nothing; jobs count as submitted from before they were read."""
         self._check_open()
@@ -254,9 +260,7 @@ class Engine:
             records = read()
             self._ledger.add_all(records)
             for position, record in enumerate(records):
-                record.submit_time = (
-                    submit_time + 1e-6 * position
-                )  # those handed in together keep their order
+                record.submit_time = submit_time + 1e-6 * position  # those handed in together keep their order
                 self._emit(_submitted(record))
                 if record.state is JobState.FINISHED:
                     self._books.tell_finished(record)  # by the run that is taken up again
@@ -300,9 +304,7 @@ class Engine:
         self._check_open()
         record = self._ledger[name]
         if record.state in ENDED:
-            raise UnifiedError(
-                f"job {name!r} has ended ({record.state}); nothing can be asked of it any more"
-            )
+            raise UnifiedError(f"job {name!r} has ended ({record.state}); nothing can be asked of it any more")
         return record
 
     def _ask(self, request: Callable[[], None]) -> None:

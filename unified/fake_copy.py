@@ -42,12 +42,7 @@ def fake_copy(modules: T, mode: FakeTensorMode, device: torch.device) -> T:
 
 def real_copy(modules: T) -> T:
     """Copy modules with their tensors, ties kept, leaving out what cannot be copied and need not be."""
-    memo = {
-        id(value): value
-        for m in _modules(modules)
-        for value in vars(m).values()
-        if isinstance(value, _SHARED)
-    }
+    memo = {id(value): value for m in _modules(modules) for value in vars(m).values() if isinstance(value, _SHARED)}
     return copy.deepcopy(modules, memo)
 
 

@@ -37,9 +37,7 @@ class HybridModule(nn.Module):
             ValueError: If a member of that name is here already.
         """
         if name in self._keys:
-            raise ValueError(
-                f"the hybrid has a member {name!r} already; drop it first or choose another name"
-            )
+            raise ValueError(f"the hybrid has a member {name!r} already; drop it first or choose another name")
         # Submodule names may hold no dot, job names may: hence a key of our own.
         self._keys[name] = f"member_{self._num_added}"
         self._num_added += 1

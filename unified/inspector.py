@@ -21,6 +21,7 @@ from unified.admission import DatasetRef, Estimate, ModelRef, Submission
 from unified.batch_order import batch_problems
 from unified.component_problems import component_problems
 from unified.components import build_loss, build_optimizer
+from unified.cores import use_threads
 from unified.dataset_files import reference
 from unified.datasets import label_problems, load_tensors
 from unified.errors import InvalidSubmission, Problem
@@ -28,7 +29,7 @@ from unified.hybrid import HybridModule
 from unified.job import JobSpec
 from unified.member import Member
 from unified.memory import count_parameters, estimate
-from unified.messages import Inspect, Inspected
+from unified.messages import Inspect, Inspected, StepsTimed, TimeSteps
 from unified.submission.models import load_model, recognise
 from unified.trainer import Hooks, Trainer
 
@@ -39,11 +40,14 @@ T = TypeVar("T")
 
 
 def run(pipe: Connection, num_threads: int) -> None:
-    """Answer :class:`~unified.messages.Inspect` requests until the pipe closes; the entry point of the process."""
-    torch.set_num_threads(num_threads)
+    """Answer requests until the pipe closes; the entry point of the process."""
+    use_threads(num_threads, first_core=0)
     while True:
-        request: Inspect = pipe.recv()
-        pipe.send(inspect(request))
+        match pipe.recv():
+            case Inspect() as request:
+                pipe.send(inspect(request))
+            case TimeSteps() as request:
+                pipe.send(_time_again(request.submission))
 
 
 def inspect(request: Inspect) -> Inspected:
@@ -116,9 +120,7 @@ def _model_ref(spec: JobSpec, request: Inspect) -> ModelRef:
 def _dataset(spec: JobSpec, source: object, request: Inspect, train: DatasetRef | None) -> DatasetRef:
     data = spec.data
     field = "data.train" if train is None else "data.test"
-    tokenizer = (
-        None if data.tokenizer is None else _resolve(request, data.tokenizer, "data.tokenizer", spec.name)
-    )
+    tokenizer = None if data.tokenizer is None else _resolve(request, data.tokenizer, "data.tokenizer", spec.name)
     found = reference(
         _resolve(request, str(source), field, spec.name),
         columns=data.columns,
@@ -156,9 +158,7 @@ def _data_problems(spec: JobSpec, train: DatasetRef, test: DatasetRef | None) ->
     problems = batch_problems(train.num_samples, spec.batch_size, drop_last=spec.drop_last, job=spec.name)
     ignored = spec.loss.kwargs.get("ignore_index", -100)
     for ref in filter(None, (train, test)):
-        problems += label_problems(
-            load_tensors(ref), None, spec.loss.name, job=spec.name, ignore_index=ignored
-        )
+        problems += label_problems(load_tensors(ref), None, spec.loss.name, job=spec.name, ignore_index=ignored)
     return problems
 
 
@@ -180,9 +180,7 @@ def _state_problems(spec: JobSpec, module: nn.Module) -> list[Problem]:
     return []
 
 
-def _estimate(
-    spec: JobSpec, module: nn.Module, train: DatasetRef, device_type: str
-) -> tuple[Estimate, tuple[Problem, ...]]:
+def _estimate(spec: JobSpec, module: nn.Module, train: DatasetRef, device_type: str) -> tuple[Estimate, tuple[Problem, ...]]:
     """Return what a step needs; for a step that cannot be done at all only what its weights need, and why."""
     autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[spec.precision]
     sample = load_tensors(train).batch(torch.arange(min(2, train.num_samples)))
@@ -231,6 +229,11 @@ def _time_steps(submission: Submission, module: nn.Module) -> tuple[float | None
         if report.failure is not None:
             return None, (_step_problem(submission.name, report.failure.reason),)
     return min(seconds), ()
+
+
+def _time_again(submission: Submission) -> StepsTimed:
+    seconds, _ = _time_steps(submission, load_model(submission.model))
+    return StepsTimed(job=submission.name, step_seconds=seconds)
 
 
 def _step_problem(job: str, reason: str) -> Problem:

@@ -65,9 +65,7 @@ class Intake:
         for name, count in Counter(spec.name for spec in specs).items():
             if count > 1 or ((staging / name).exists() and not self.resume):
                 raise UnifiedError(f"there are two jobs named {name!r} in this run; give each its own name")
-        return self._records(
-            self._read([stage(spec, staging / spec.name, self._cache) for spec in specs], staged=True)
-        )
+        return self._records(self._read([stage(spec, staging / spec.name, self._cache) for spec in specs], staged=True))
 
     def inspect(self, folder: Path) -> Inspected:
         """Read one job folder and time its steps.
@@ -78,9 +76,24 @@ class Intake:
         _check_is_job(folder)
         return self._read([folder.resolve()], staged=False, always_time=True)[0]
 
+    def time_steps(self, records: Sequence[JobRecord], num_threads: int) -> None:
+        """Time trial steps of these jobs with ``num_threads`` and note them in the records.
+
+        Raises:
+            WorkerDiedError: If the process that timed them died.
+        """
+        timed = self._reader.time([record.submission for record in records], num_threads)
+        for record, answer in zip(records, timed, strict=True):
+            # A step that fails, fails at any number of threads; the job's own turn will tell its owner.
+            record.trial_seconds[num_threads] = answer.step_seconds or 0.0
+
+    @property
+    def _reader(self) -> Reader:
+        return Reader(nursery=self.nursery, num_processes=self.planner.num_cores)
+
     def _read(self, folders: Sequence[Path], *, staged: bool, always_time: bool = False) -> list[Inspected]:
         planner = self.planner
-        is_timed = planner.is_on_cpu and (always_time or (planner.chooses_threads and len(folders) > 1))
+        is_timed = planner.is_on_cpu and (always_time or planner.chooses_threads)
         requests = [
             Inspect(
                 folder=folder,
@@ -93,7 +106,7 @@ class Intake:
             )
             for folder in folders
         ]
-        return Reader(nursery=self.nursery, num_processes=planner.num_cores).read(requests)
+        return self._reader.read(requests)
 
     def _records(self, answers: Sequence[Inspected]) -> list[JobRecord]:
         problems = [problem for answer in answers if answer.submission is None for problem in answer.problems]
@@ -116,7 +129,7 @@ class Intake:
             checkpoints=self.folder.checkpoints(name),
             submit_time=0.0,
             num_threads=threads.get(name),
-            step_seconds=answer.step_seconds,
+            trial_seconds={} if answer.step_seconds is None else {1: answer.step_seconds},
             peak_bytes=submission.estimate.peak_bytes,
         )
         if self.resume and self.folder.is_finished(name):

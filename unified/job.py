@@ -75,9 +75,7 @@ _FILES = {"train", "test", "tokenizer"}
 
 def _one_length(schema: dict[str, Any]) -> None:
     """Say in the JSON Schema that a job has epochs or max_steps, and not both."""
-    schema["oneOf"] = [
-        {"required": [field], "properties": {field: {"type": "integer"}}} for field in ("epochs", "max_steps")
-    ]
+    schema["oneOf"] = [{"required": [field], "properties": {field: {"type": "integer"}}} for field in ("epochs", "max_steps")]
 
 
 class JobSpec(Part):
@@ -213,9 +211,7 @@ class JobSpec(Part):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _all_problems_at_once(
-        cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
-    ) -> Self:
+    def _all_problems_at_once(cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
         malformed: frozenset[str] = frozenset()
         problems: list[Problem] = []
         job = _called(value, info.context)
@@ -287,9 +283,7 @@ class JobState(StrEnum):
 
 LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),
-    JobState.RUNNING: frozenset(
-        {JobState.QUEUED, JobState.PAUSED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}
-    ),
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.PAUSED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}),
     JobState.PAUSED: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
     JobState.FINISHED: frozenset(),
     JobState.FAILED: frozenset(),
@@ -301,6 +295,4 @@ def check_move(old: JobState, new: JobState, *, job: str = "?") -> None:
     """Raise :class:`IllegalMoveError` unless a job may go from ``old`` to ``new``."""
     if new not in LEGAL_MOVES[old]:
         allowed = ", ".join(sorted(LEGAL_MOVES[old])) or "nothing: it has ended"
-        raise IllegalMoveError(
-            f"job {job!r}: cannot go from {old} to {new}; from {old} it may go to {allowed}"
-        )
+        raise IllegalMoveError(f"job {job!r}: cannot go from {old} to {new}; from {old} it may go to {allowed}")

@@ -40,9 +40,7 @@ def problems_in(error: ValidationError, job: str, model: type[BaseModel]) -> lis
     problems = [_problem(details, job, model) for details in found[:MAX_PROBLEMS]]
     if len(found) > MAX_PROBLEMS:
         expected, given = f"at most {MAX_PROBLEMS} problems", f"{len(found)}"
-        problems.append(
-            Problem(code="E-FIELD", job=job, field="all", expected=expected, given=given, remedy="begin anew")
-        )
+        problems.append(Problem(code="E-FIELD", job=job, field="all", expected=expected, given=given, remedy="begin anew"))
     return problems
 
 

@@ -39,9 +39,7 @@ def metric_problems(job: str, metrics: tuple[str, ...]) -> Iterator[Problem]:
         field = f"metrics[{index}]"
         if name not in METRIC_NAMES:
             remedy = did_you_mean(name, METRIC_NAMES, f"use one of {', '.join(METRIC_NAMES)}")
-            yield Problem(
-                code="E-NAME", job=job, field=field, expected="a metric", given=describe(name), remedy=remedy
-            )
+            yield Problem(code="E-NAME", job=job, field=field, expected="a metric", given=describe(name), remedy=remedy)
         elif name in metrics[:index]:
             yield Problem(
                 code="E-VALUE",
@@ -63,9 +61,7 @@ def early_stopping_problems(
     given = describe(name)
     if name not in HIGHER_IS_BETTER:
         remedy = did_you_mean(name, HIGHER_IS_BETTER, f"use one of {', '.join(HIGHER_IS_BETTER)}")
-        yield Problem(
-            code="E-NAME", job=job, field=field, expected="a metric or a loss", given=given, remedy=remedy
-        )
+        yield Problem(code="E-NAME", job=job, field=field, expected="a metric or a loss", given=given, remedy=remedy)
         return
     if name in METRIC_NAMES and name not in metrics:
         expected, remedy = "one of the job's metrics", f"add {name!r} to metrics"

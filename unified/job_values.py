@@ -42,9 +42,7 @@ def plain_json(value: object, depth: int = 0) -> Any:
         return [plain_json(item, depth + 1) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: plain_json(item, depth + 1) for key, item in value.items()}
-    raise refusal(
-        "E-TYPE", "numbers, text, true/false, null, or lists of them", "give it as JSON, e.g. tensor.tolist()"
-    )
+    raise refusal("E-TYPE", "numbers, text, true/false, null, or lists of them", "give it as JSON, e.g. tensor.tolist()")
 
 
 def _path(value: object) -> str | None:
@@ -124,9 +122,7 @@ def _columns(value: object) -> object:
 
 def _output(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise refusal(
-            "E-TYPE", "the name or the index of one of the model's outputs", "use e.g. 'logits' or 0"
-        )
+        raise refusal("E-TYPE", "the name or the index of one of the model's outputs", "use e.g. 'logits' or 0")
     if value == "" or (isinstance(value, int) and not 0 <= value < 1000):
         raise refusal("E-VALUE", "a name, or an index from 0 to 999", "use e.g. 'logits' or 0")
     return value
@@ -180,9 +176,5 @@ MetricNames = Annotated[
     WithJsonSchema({"type": "array", "items": {"enum": list(METRIC_NAMES)}, "uniqueItems": True}),
 ]
 
-JobName = Annotated[
-    str, AfterValidator(_job_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})
-]
-UserName = Annotated[
-    str, AfterValidator(_user_name), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 100})
-]
+JobName = Annotated[str, AfterValidator(_job_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})]
+UserName = Annotated[str, AfterValidator(_user_name), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 100})]

@@ -34,7 +34,8 @@ class JobRecord:
         is_safe: Nothing has been trained since its last checkpoint.
         leaving: Why it was told to leave its slot: ``"pause"``, ``"cancel"``, ``"move"``, or None.
         step: Optimizer steps done, as last reported.
-        step_seconds: Seconds of a step, measured over its turns, or by the trial steps before.
+        step_seconds: Seconds of a step, measured over its turns; None before the first.
+        trial_seconds: Seconds of a trial step by number of threads, measured on a copy before the run.
         first_start: When its first turn began.
         end_time: When it ended.
         training_seconds: Sum of its turns.
@@ -60,6 +61,7 @@ class JobRecord:
     leaving: str | None = None
     step: int = 0
     step_seconds: float | None = None
+    trial_seconds: dict[int, float] = field(default_factory=dict)
     first_start: float | None = None
     end_time: float | None = None
     training_seconds: float = 0.0
@@ -104,7 +106,8 @@ class JobRecord:
     @property
     def seconds_left(self) -> float:
         """Predicted seconds of training that are left; in steps if no step has been timed."""
-        return (self.submission.num_steps - self.step) * (self.step_seconds or 1.0)
+        seconds = self.step_seconds or self.trial_seconds.get(self.num_threads or 1) or 1.0
+        return (self.submission.num_steps - self.step) * seconds
 
     def next_event(self) -> int:
         """Return the sequence number of the job's next event for the scheduler."""

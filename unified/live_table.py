@@ -92,9 +92,7 @@ class LiveTable:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._done.set()
         self._thread.join()
         self._live.stop()
@@ -125,9 +123,7 @@ class RunClock:
         here = time.monotonic()
         if summary.num_events != self._num_events:
             # the event may be a moment old, so this lags by at most one refresh; it never runs backwards
-            self._offset = (
-                max(self._offset, summary.now - here) if self._num_events >= 0 else summary.now - here
-            )
+            self._offset = max(self._offset, summary.now - here) if self._num_events >= 0 else summary.now - here
             self._num_events = summary.num_events
         return here + self._offset
 
@@ -215,9 +211,7 @@ def _styles(job: JobProgress) -> list[Style]:
 
 def _fit(rows: Sequence[Sequence[str]], width: int) -> list[int]:
     """Return the columns' widths, 0 for those left out because the terminal is too narrow."""
-    widths = [
-        min(column.max_width, max(len(row[index]) for row in rows)) for index, column in enumerate(COLUMNS)
-    ]
+    widths = [min(column.max_width, max(len(row[index]) for row in rows)) for index, column in enumerate(COLUMNS)]
     for _, index in sorted((column.rank, index) for index, column in enumerate(COLUMNS)):
         if sum(widths) + 2 * sum(map(bool, widths)) <= width:
             break

@@ -80,9 +80,7 @@ class Member:
         self.device = device
         self.loss = build_loss(spec.loss).to(device)
         self.optimizer = build_optimizer(spec.optimizer, module.parameters())
-        self.lr_scheduler = build_lr_scheduler(
-            spec.lr_scheduler, self.optimizer, total_steps=self._num_schedule_steps()
-        )
+        self.lr_scheduler = build_lr_scheduler(spec.lr_scheduler, self.optimizer, total_steps=self._num_schedule_steps())
         self.precision = Precision(spec.precision, device)
         self.order = BatchOrder(
             len(train),

@@ -146,9 +146,7 @@ def _trace_fake(job: _Job, sizes: tuple[int, int]) -> _Trace:
     module, loss = fake_copy((job.module, job.loss), mode, job.device)
 
     def make_batch(size: int) -> tuple[Inputs, torch.Tensor]:
-        return tree_map(
-            lambda t: torch.empty((size, *t.shape[1:]), dtype=t.dtype, device=job.device), job.batch
-        )
+        return tree_map(lambda t: torch.empty((size, *t.shape[1:]), dtype=t.dtype, device=job.device), job.batch)
 
     with mode:
         trace = _trace(job, module, loss, make_batch, sizes)
@@ -191,9 +189,7 @@ def _extended(low: _Trace, high: _Trace, factor: float) -> _Trace:
     else:
         timeline = [extend(max(low.timeline), max(high.timeline))]
     return _Trace(
-        resident_bytes=extend(
-            low.resident_bytes, high.resident_bytes
-        ),  # sparse gradients grow with the batch
+        resident_bytes=extend(low.resident_bytes, high.resident_bytes),  # sparse gradients grow with the batch
         timeline=timeline,
         flops=extend(low.flops, high.flops),
         num_ops=extend(low.num_ops, high.num_ops),
@@ -264,9 +260,7 @@ def _clip(module: nn.Module) -> None:
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
 
 
-def _loss(
-    job: _Job, module: nn.Module, loss: Any, batch: tuple[Inputs, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _loss(job: _Job, module: nn.Module, loss: Any, batch: tuple[Inputs, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     inputs, targets = batch
     result = module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
     output = select_output(result, job.output)

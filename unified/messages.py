@@ -49,9 +49,10 @@ class Evict(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetThreads(Command):
-    """Use this many intra-op threads from now on; only sent while nobody is resident."""
+    """Use this many intra-op threads from now on, on cores from ``first_core``; only sent while nobody is resident."""
 
     num_threads: int
+    first_core: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +160,21 @@ class Inspect:
     device_type: str
     num_threads: int
     within_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSteps:
+    """Engine to inspector: time training steps of this job on a throw-away copy, with the inspector's threads."""
+
+    submission: Submission
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepsTimed:
+    """Inspector to engine: seconds of a step, None if it failed."""
+
+    job: str
+    step_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -187,9 +187,7 @@ class R2:
         output, target = (values.double().reshape(num_new, -1) for values in (output, target))
         mean = target.mean(dim=0)
         shift, total = mean - self._mean, self._num_samples + num_new
-        self._variation += (target - mean).square().sum(dim=0) + shift.square() * (
-            self._num_samples * num_new / total
-        )
+        self._variation += (target - mean).square().sum(dim=0) + shift.square() * (self._num_samples * num_new / total)
         self._mean = self._mean + shift * (num_new / total)
         self._residual += (output - target).square().sum(dim=0)
         self._num_samples = total
@@ -255,9 +253,7 @@ LOSS_NAMES: tuple[str, ...] = ("train_loss", "test_loss")  #: measured for every
 _LOWER_IS_BETTER = frozenset({"mae", "mse", "perplexity", *LOSS_NAMES})
 
 #: For each number that training can be stopped by: whether more of it is better.
-HIGHER_IS_BETTER: dict[str, bool] = {
-    name: name not in _LOWER_IS_BETTER for name in (*METRIC_NAMES, *LOSS_NAMES)
-}
+HIGHER_IS_BETTER: dict[str, bool] = {name: name not in _LOWER_IS_BETTER for name in (*METRIC_NAMES, *LOSS_NAMES)}
 
 
 def build_metrics(names: Iterable[str]) -> list[Metric]:
@@ -302,9 +298,7 @@ def _class_indices(name: str, output: Tensor, target: Tensor) -> Tensor:
 
 def _same_shape(name: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return both in one shape, a dimension of size one after the batch dropped; never broadcast."""
-    output, target = (
-        part.squeeze(1) if part.ndim > 1 and part.shape[1] == 1 else part for part in (output, target)
-    )
+    output, target = (part.squeeze(1) if part.ndim > 1 and part.shape[1] == 1 else part for part in (output, target))
     if output.shape != target.shape:
         raise ValueError(
             f"metric {name!r}: expected one target per output value, got {_kind(output)} "

@@ -38,17 +38,12 @@ class Child:
 
 
 class Nursery:
-    """The engine's side: starts the nursery process and asks it for children.
+    """The engine's side: starts the nursery process, which needs a second or two until it answers, and asks it for children."""
 
-    Args:
-        device_type: ``"cpu"`` or ``"cuda"``; the process is told to hide GPUs from a CPU run.
-    """
-
-    def __init__(self, device_type: str = "cpu") -> None:
+    def __init__(self) -> None:
+        self.hides_gpus = False  #: children of a CPU run are not to find a GPU
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        if device_type == "cpu":
-            environment |= {"CUDA_VISIBLE_DEVICES": ""}
         self._socket = ours
         self._process = subprocess.Popen(
             [sys.executable, "-m", "unified.nursery", str(theirs.fileno())],
@@ -73,7 +68,8 @@ class Nursery:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            answer = self._ask({"role": role, "arguments": arguments}, [theirs.fileno()])
+            request = {"role": role, "arguments": arguments, "hides_gpus": self.hides_gpus}
+            answer = self._ask(request, [theirs.fileno()])
         finally:
             theirs.close()
         return Child(pid=answer["pid"], pipe=Connection(ours.detach()))
@@ -93,18 +89,14 @@ class Nursery:
         except OSError as error:
             raise WorkerDiedError(f"the process that starts workers is gone ({error}); run again") from error
         if not answer:
-            raise WorkerDiedError(
-                "the process that starts workers ended while importing torch; see its output above"
-            )
+            raise WorkerDiedError("the process that starts workers ended while importing torch; see its output above")
         return json.loads(answer)
 
     def close(self) -> None:
         """End the nursery and whatever children it still has."""
         self._socket.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
 
@@ -144,6 +136,8 @@ def _become(request: dict[str, Any], descriptor: int) -> None:
     """Run the requested role in this fresh child and end the process with it."""
     _die_with_parent()
     code = 1
+    if request["hides_gpus"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when CUDA starts, which no fork has done yet
     try:
         module, function = request["role"].split(":")
         role: Callable[..., None] = getattr(import_module(module), function)

@@ -224,9 +224,7 @@ def _bfloat16_product_workspace(args: Args, output: torch.Tensor) -> Workspace:
     rows, columns = output.shape
     inner = args[-1].shape[0]
     tile = min(columns, 64)
-    return Workspace(
-        temporary_bytes=torch.get_num_threads() * tile * (4 * min(rows, 256) + 2 * min(inner, 1024))
-    )
+    return Workspace(temporary_bytes=torch.get_num_threads() * tile * (4 * min(rows, 256) + 2 * min(inner, 1024)))
 
 
 # ---- attention on a CPU: scores are computed in tiles, one buffer per thread

@@ -31,9 +31,7 @@ class JobCost:
     def __post_init__(self) -> None:
         times = self.seconds_by_threads
         if 1 not in times or not all(0 <= seconds < math.inf for seconds in times.values()):
-            raise ValueError(
-                f"job {self.name!r}: expected finite seconds for 1 thread and more, got {dict(times)}"
-            )
+            raise ValueError(f"job {self.name!r}: expected finite seconds for 1 thread and more, got {dict(times)}")
 
     def seconds(self, threads: int) -> float:
         """Return the prediction for ``threads``, or for the next lower number that there is one for."""
@@ -133,9 +131,7 @@ def plan_devices(names: Sequence[str], num_devices: int) -> Plan:
     if num_devices < 1:
         raise ValueError(f"expected at least 1 device, got {num_devices}; use device 'cpu'")
     stage = Stage(threads=None, slots=num_devices, jobs=tuple(names))
-    return Plan(
-        stages=(stage,), predicted_seconds=None, reason=f"{plural(num_devices, 'slot')}, one for each GPU"
-    )
+    return Plan(stages=(stage,), predicted_seconds=None, reason=f"{plural(num_devices, 'slot')}, one for each GPU")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,9 +205,7 @@ def _two_stage_layouts(jobs: Sequence[JobCost], cores: int, sliceable: bool) -> 
         longest_first = sorted(times, key=lambda name: -times[name])
         for num_wide in range(1, len(jobs)):
             wide_names = set(longest_first[:num_wide])
-            wide = _layout(
-                {name: wide_times[name] for name in times if name in wide_names}, cores, 1, sliceable
-            )
+            wide = _layout({name: wide_times[name] for name in times if name in wide_names}, cores, 1, sliceable)
             rest = {name: seconds for name, seconds in times.items() if name not in wide_names}
             narrow = _layout(rest, threads, cores // threads, sliceable)
             yield _in_turn(wide, narrow) if jobs[0].name in wide_names else _in_turn(narrow, wide)
@@ -245,9 +239,7 @@ def _shared(times: Collection[float], slots: int) -> float:
     return max(max(times, default=0.0), sum(times) / slots)
 
 
-def _fixed(
-    jobs: Sequence[JobCost], cores: int, slots: int | None, threads: int | None, sliceable: bool
-) -> Plan:
+def _fixed(jobs: Sequence[JobCost], cores: int, slots: int | None, threads: int | None, sliceable: bool) -> Plan:
     num_threads = threads or max(1, cores // (slots or 1))
     # not cut to the number of jobs: who asks for slots may hand in more jobs later
     num_slots = slots or max(1, cores // num_threads)
@@ -267,9 +259,7 @@ def _describe(stages: Sequence[Stage]) -> str:
     return ", then ".join(parts)
 
 
-def _check(
-    costs: Sequence[JobCost], cores: int, order: Sequence[str], slots: int | None, threads: int | None
-) -> None:
+def _check(costs: Sequence[JobCost], cores: int, order: Sequence[str], slots: int | None, threads: int | None) -> None:
     for name, count in (("cores", cores), ("slots", slots), ("threads", threads)):
         if count is not None and count < 1:
             raise ValueError(f"{name}: expected at least 1, got {count}")

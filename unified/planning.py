@@ -69,6 +69,22 @@ class Planner:
             sliceable=rotates,
         )
 
+    def untimed(self, plan: Plan, records: Sequence[JobRecord]) -> tuple[int, list[JobRecord]] | None:
+        """Return a number of threads, and the jobs the plan gives that many on a mere guess; None if there are none.
+
+        Time these, plan again, and so on: what a second thread brings differs between models and machines, and on a busy
+        host it may cost instead.
+        """
+        if not self.chooses_threads:
+            return None
+        threads = plan.threads_by_job
+        for record in records:
+            count = threads.get(record.name)
+            if count and record.trial_seconds and count not in record.trial_seconds:
+                same = [other for other in records if threads.get(other.name) == count]
+                return count, [other for other in same if other.trial_seconds and count not in other.trial_seconds]
+        return None
+
     def devices_of(self, stage: Stage) -> tuple[str, ...]:
         """Return the device of each of the stage's slots; several may share a GPU."""
         return tuple(self.devices[index % len(self.devices)] for index in range(stage.slots))
@@ -104,8 +120,7 @@ class Planner:
         for record in waiting:
             groups.setdefault(record.num_threads or fewest, []).append(record.name)
         stages = tuple(
-            Stage(threads=count, slots=self._slots_for(count), jobs=tuple(names))
-            for count, names in sorted(groups.items())
+            Stage(threads=count, slots=self._slots_for(count), jobs=tuple(names)) for count, names in sorted(groups.items())
         )
         reason = "taken up again: every job keeps the threads it began with"
         return Plan(stages=stages, predicted_seconds=None, reason=reason)
@@ -116,9 +131,10 @@ class Planner:
     def _cost(self, record: JobRecord) -> JobCost:
         estimate, steps = record.submission.estimate, record.submission.num_steps - record.step
         guess = {count: step_seconds_guess(estimate, count) for count in _thread_counts(self.num_cores)}
-        # A measured step at one thread corrects the guesses; their ratio says what more threads bring.
-        scale = 1.0 if record.step_seconds is None else record.step_seconds / guess[1]
-        seconds = {count: steps * value * scale for count, value in guess.items()}
+        # A measured step at one thread corrects the guesses, whose ratio then says what more threads would bring.
+        trials = record.trial_seconds
+        scale = trials[1] / guess[1] if trials.get(1) and guess[1] else 1.0
+        seconds = {count: steps * trials.get(count, value * scale) for count, value in guess.items()}
         return JobCost(name=record.name, seconds_by_threads=seconds)
 
 
@@ -127,9 +143,7 @@ def _free_bytes(devices: tuple[str, ...]) -> int:
     sizes = [host_memory()] if devices == ("cpu",) else [gpu_memory(device) for device in devices]
     free = [size.available_bytes for size in sizes if size is not None]
     if not free:
-        raise UnifiedError(
-            f"NVML does not answer for {', '.join(devices)}, so memory cannot be planned; use --device cpu"
-        )
+        raise UnifiedError(f"NVML does not answer for {', '.join(devices)}, so memory cannot be planned; use --device cpu")
     return min(free)
 
 
@@ -156,7 +170,7 @@ def _describe(stage: Stage) -> str:
 
 def _planned(record: JobRecord, order: int, threads: int | None) -> PlannedJob:
     submission, estimate = record.submission, record.submission.estimate
-    seconds = record.step_seconds
+    seconds = record.trial_seconds.get(threads or 1)
     return PlannedJob(
         name=record.name,
         user=submission.spec.user,

@@ -54,9 +54,7 @@ class Precision:
         """Compute gradients of ``loss``, shape ``()``, scaled if there is a scaler."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-    def step(
-        self, optimizer: torch.optim.Optimizer, module: torch.nn.Module, clip_grad_norm: float | None
-    ) -> None:
+    def step(self, optimizer: torch.optim.Optimizer, module: torch.nn.Module, clip_grad_norm: float | None) -> None:
         """Clip if asked to, then let ``optimizer`` step; with a scaler, on unscaled gradients and only if they are finite."""
         if clip_grad_norm is not None:
             if self.scaler is not None:

@@ -13,6 +13,7 @@ from unified.errors import JobFailedError
 from unified.job import JobState
 from unified.ledger import JobRecord
 from unified.messages import Returned
+from unified.summary import finite
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,9 +65,7 @@ class Result:
             JobFailedError: If the job did not finish.
         """
         if self.state is not JobState.FINISHED:
-            raise JobFailedError(
-                f"job {self.name!r} is {self.state} and has no weights: {self.reason or 'on request'}"
-            )
+            raise JobFailedError(f"job {self.name!r} is {self.state} and has no weights: {self.reason or 'on request'}")
         if self._state_dict is None:
             from separator.result import read_weights
 
@@ -132,7 +131,7 @@ def seal(record: JobRecord, returned: Returned, *, scheduler: str, device: str) 
         "versions": returned.versions,
         "job": spec.to_json(),
     }
-    write_json(record.results / "result.json", content)
+    write_json(record.results / "result.json", finite(content))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from separator.result import read_weights, write_weights
 from separator.separate import Separated, separate
 from separator.verify import differing_outputs, verify
-
 from unified.admission import ModelForm, ModelRef
 from unified.checkpoint import write_atomically
 from unified.errors import JobFailedError
@@ -26,7 +26,9 @@ from unified.member import Member
 from unified.messages import Returned
 from unified.submission.models import load_model
 from unified.submission.trusted import save_trusted
+from unified.submission.umodel_read import load_umodel
 from unified.submission.umodel_write import rewrite_weights
+from unified.summary import finite
 
 NUM_PROOF_SAMPLES = 8
 
@@ -53,9 +55,7 @@ def depart(member: Member, folder: Path) -> Departure:
         JobFailedError: If the copy is not equal to the member.
     """
     separated = separate(member.module)
-    _raise_if(
-        member.name, "the separated weights differ from the trained ones", verify(separated, member.module)
-    )
+    _raise_if(member.name, "the separated weights differ from the trained ones", verify(separated, member.module))
     data = member.test_data or member.train_data
     inputs, _ = data.batch(torch.arange(min(NUM_PROOF_SAMPLES, len(data))), device="cpu")
     return Departure(
@@ -80,10 +80,8 @@ def write_departure(departure: Departure) -> None:
     if model.form is ModelForm.UMODEL:
         rewrite_weights(model.path, departure.separated.state_dict, folder / "model.umodel")
     elif model.form is not ModelForm.OBJECT:
-        save_trusted(
-            model.path, model.form, departure.separated.state_dict, folder / f"model{model.path.suffix}"
-        )
-    lines = "".join(json.dumps(row) + "\n" for row in departure.rows)
+        save_trusted(model.path, model.form, departure.separated.state_dict, folder / f"model{model.path.suffix}")
+    lines = "".join(json.dumps(finite(row)) + "\n" for row in departure.rows)
     write_atomically(folder / "metrics.jsonl", lines.encode())
 
 
@@ -95,29 +93,22 @@ def verify_departure(departure: Departure) -> Returned:
     """
     restored = load_model(departure.model)
     if departure.model.form is ModelForm.UMODEL:
-        returned = ModelRef(path=departure.folder / "model.umodel", form=ModelForm.UMODEL, sha256="")
-        _raise_if(departure.name, "model.umodel differs", verify(departure.separated, load_model(returned)))
+        returned = load_umodel(departure.folder / "model.umodel", finite=False)  # a job may keep its NaNs
+        _raise_if(departure.name, "model.umodel differs", verify(departure.separated, returned))
     restored.load_state_dict(read_weights(departure.folder), strict=True)
-    _raise_if(
-        departure.name, "the files differ from the trained weights", verify(departure.separated, restored)
-    )
+    _raise_if(departure.name, "the files differ from the trained weights", verify(departure.separated, restored))
     outputs = _outputs(restored.to(departure.device), departure.inputs, departure.device)
-    _raise_if(
-        departure.name, "the returned model's outputs differ", differing_outputs(departure.outputs, outputs)
-    )
+    _raise_if(departure.name, "the returned model's outputs differ", differing_outputs(departure.outputs, outputs))
     return Returned(
         job=departure.name,
         metrics=departure.rows[-1] if departure.rows else {},
-        hashes={
-            path.name: _sha256(path) for path in sorted(departure.folder.iterdir()) if path.suffix != ".log"
-        },
-        versions={"python": platform.python_version(), "torch": torch.__version__},
+        hashes={path.name: _sha256(path) for path in sorted(departure.folder.iterdir()) if path.suffix != ".log"},
+        # as plain text: unpickling PyTorch's own kind of text would import torch in the engine's process
+        versions={"python": platform.python_version(), "torch": str(torch.__version__)},
     )
 
 
-def _outputs(
-    module: torch.nn.Module, inputs: torch.Tensor | dict[str, torch.Tensor], device: torch.device
-) -> Any:
+def _outputs(module: torch.nn.Module, inputs: torch.Tensor | dict[str, torch.Tensor], device: torch.device) -> Any:
     """Run in eval mode from a fixed random state (some models draw even then); the caller preserves the state there was."""
     was_training = module.training
     module.eval()
@@ -133,9 +124,7 @@ def _outputs(
 
 def _raise_if(job: str, what: str, problems: list[str]) -> None:
     if problems:
-        raise JobFailedError(
-            f"job {job!r}: {what}: {'; '.join(problems[:3])}; this is a fault of ours, please report it"
-        )
+        raise JobFailedError(f"job {job!r}: {what}: {'; '.join(problems[:3])}; this is a fault of ours, please report it")
 
 
 def _sha256(path: Path) -> str:

@@ -18,6 +18,7 @@ from unified.intake import job_folders
 from unified.job import JobState
 from unified.listeners import EventLog, JsonLines, PlainLines, json_line
 from unified.live_table import LiveTable
+from unified.nursery import Nursery
 from unified.results import write_json
 from unified.summary import Summary, finite
 from unified.tables import final_table, plan_tables
@@ -34,6 +35,7 @@ class RunOptions:
     Attributes:
         out: Where results go; None only with ``dry_run``.
         command: The command line, for the summary and to say how to go on.
+        nursery: Started beforehand, to save its start-up.
     """
 
     folders: tuple[Path, ...]
@@ -48,6 +50,7 @@ class RunOptions:
     dry_run: bool = False
     as_json: bool = False
     command: tuple[str, ...] = ()
+    nursery: Nursery | None = None
 
     def engine(self, listeners: Sequence[Callable[[Event], None]] = ()) -> Engine:
         """Make the engine of this run."""
@@ -61,6 +64,7 @@ class RunOptions:
             resume=self.resume,
             deterministic=self.deterministic,
             listeners=listeners,
+            nursery=self.nursery,
         )
 
 
@@ -81,6 +85,7 @@ def run(options: RunOptions) -> int:
     view, listeners = _view(console, summary, as_json=options.as_json)
     try:
         with view, options.engine([summary, timeline, log, *listeners]) as engine:
+            options.out.mkdir(parents=True, exist_ok=True)  # where that cannot be, no job is to blame
             engine.submit_folders(options.folders)
             for _ in engine.run():
                 pass
@@ -121,9 +126,7 @@ def check_out(out: Path, folders: Sequence[Path]) -> None:
     out = out.resolve()
     for job in (job.resolve() for folder in folders for job in job_folders(folder)):
         if out in {job, job.parent}:
-            raise UnifiedError(
-                f"--out {out} is where job folder {job.name!r} lies; results go to a folder of their own"
-            )
+            raise UnifiedError(f"--out {out} is where job folder {job.name!r} lies; results go to a folder of their own")
 
 
 def _view(

@@ -70,9 +70,7 @@ class RunFolder:
                 is the name of one of the run's own files.
         """
         if job in _OWN_FILES:
-            raise UnifiedError(
-                f"a job cannot be called {job!r}: the run itself writes a file of that name; rename it"
-            )
+            raise UnifiedError(f"a job cannot be called {job!r}: the run itself writes a file of that name; rename it")
         if job in RESERVED:
             raise UnifiedError(f"a job cannot be named {job!r}: a file of the run has that name; choose another name")
         if resume:

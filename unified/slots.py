@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
+from unified.admission import Submission
 from unified.errors import WorkerDiedError
-from unified.messages import Command, Inspect, Inspected
+from unified.messages import Command, Inspect, Inspected, StepsTimed, TimeSteps
 from unified.nursery import Child, Nursery
 from unified.quantities import plural
 
@@ -35,6 +37,11 @@ class Slot:
         """The pipe to the worker, if there is one."""
         return None if self.child is None else self.child.pipe
 
+    @property
+    def first_core(self) -> int:
+        """Rank of the slot's first core among those that the process may use."""
+        return self.index * self.num_threads
+
     def describe(self) -> str:
         """Return the slot in words, e.g. ``"slot 0: cpu, 1 thread"``."""
         if self.device != "cpu":
@@ -48,6 +55,7 @@ class Slot:
                 "unified.worker:run",
                 device=self.device,
                 num_threads=self.num_threads,
+                first_core=self.first_core,
                 deterministic=int(deterministic),
             )
 
@@ -70,17 +78,25 @@ class Reader:
     num_processes: int
     _children: list[Child] = field(default_factory=list)
 
-    def read(self, requests: Sequence[Inspect], num_threads: int = 1) -> list[Inspected]:
+    def read(self, requests: Sequence[Inspect]) -> list[Inspected]:
         """Return what was found, in the order of ``requests``.
 
         Raises:
             WorkerDiedError: If an inspector died; the message names the folder it was reading.
         """
+        return self._ask_all(requests, num_threads=1, num_processes=self.num_processes)
+
+    def time(self, submissions: Sequence[Submission], num_threads: int) -> list[StepsTimed]:
+        """Time steps of these jobs, one after another, with ``num_threads`` each; raises as :meth:`read` does."""
+        requests = [TimeSteps(submission=submission) for submission in submissions]
+        return self._ask_all(requests, num_threads=num_threads, num_processes=1)
+
+    def _ask_all(self, requests: Sequence[Any], *, num_threads: int, num_processes: int) -> list[Any]:
         if not requests:
             return []
         children = [
             self.nursery.spawn("unified.inspector:run", num_threads=num_threads)
-            for _ in range(min(self.num_processes, len(requests)))
+            for _ in range(min(num_processes, len(requests)))
         ]
         try:
             return self._distribute(requests, children)
@@ -88,8 +104,8 @@ class Reader:
             for child in children:
                 self.nursery.reap(child)
 
-    def _distribute(self, requests: Sequence[Inspect], children: list[Child]) -> list[Inspected]:
-        answers: list[Inspected | None] = [None] * len(requests)
+    def _distribute(self, requests: Sequence[Any], children: list[Child]) -> list[Any]:
+        answers: list[Any] = [None] * len(requests)
         waiting = list(enumerate(requests))[::-1]
         busy: dict[Connection, int] = {}
         idle = [child.pipe for child in children]
@@ -104,14 +120,15 @@ class Reader:
                 index = busy.pop(pipe)
                 answers[index] = _receive(pipe, requests[index])
                 idle.append(pipe)
-        return [answer for answer in answers if answer is not None]
+        return answers
 
 
-def _receive(pipe: Connection, request: Inspect) -> Inspected:
+def _receive(pipe: Connection, request: Inspect | TimeSteps) -> Any:
     try:
         return pipe.recv()
     except (EOFError, OSError) as error:
+        folder = request.folder if isinstance(request, Inspect) else request.submission.folder
         raise WorkerDiedError(
-            f"the process that read {request.folder} died, most likely for lack of memory; "
+            f"the process that read {folder} died, most likely for lack of memory; "
             "hand that job in alone, or with a smaller model or batch_size"
         ) from error

@@ -32,9 +32,7 @@ def read_json(path: Path, *, job: str) -> object:
     try:
         status = path.stat()
     except OSError as error:
-        refuse(
-            "a file", error.strerror or type(error).__name__, f"put {path.name} there and make it readable"
-        )
+        refuse("a file", error.strerror or type(error).__name__, f"put {path.name} there and make it readable")
     if not stat.S_ISREG(status.st_mode):
         refuse(
             "a file",
@@ -108,9 +106,7 @@ class _Faults:
     def integer(self, digits: str) -> int:
         if len(digits.lstrip("-")) <= MAX_DIGITS:
             return int(digits)
-        self.note(
-            f"integers of at most {MAX_DIGITS} digits", f"{digits[:MAX_DIGITS]}…", "use a smaller number"
-        )
+        self.note(f"integers of at most {MAX_DIGITS} digits", f"{digits[:MAX_DIGITS]}…", "use a smaller number")
         return 0
 
     def constant(self, name: str) -> float:

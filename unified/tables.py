@@ -156,8 +156,7 @@ def _shared_lines(plan: RunPlan) -> Sequence[str]:
     """Say for each dataset that several jobs name, whatever they call it, who they are."""
     sizes = {job.dataset_key: job.dataset_bytes for job in plan.jobs}
     lines = [
-        f"  {key[:12]} ({bytes_text(sizes.get(key))}, loaded once): {', '.join(names)}"
-        for key, names in plan.shared.items()
+        f"  {key[:12]} ({bytes_text(sizes.get(key))}, loaded once): {', '.join(names)}" for key, names in plan.shared.items()
     ]
     return lines or ["  none: every job has a dataset of its own"]
 

@@ -103,9 +103,7 @@ def _map_safetensors(path: Path) -> tuple[Inputs, torch.Tensor]:
         names = sorted([*tensors, *(["targets"] if targets is not None else [])])
         expected = "the tensors 'inputs' (or 'inputs.<name>' for each of several) and 'targets'"
         raise refusal(expected, f"the tensors {names}", "rename them and leave out the others")
-    names = (
-        order if isinstance(order, list) and sorted(map(str, order)) == sorted(several) else sorted(several)
-    )
+    names = order if isinstance(order, list) and sorted(map(str, order)) == sorted(several) else sorted(several)
     return {name: several[name] for name in names}, targets
 
 

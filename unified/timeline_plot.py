@@ -83,9 +83,7 @@ def _bands(timeline: Timeline) -> list[Band]:
     bands: list[Band] = []
     top = 0
     for slot in sorted({slot for slot, _ in timeline.lanes}):
-        lanes = sorted(
-            (lane for lane in timeline.lanes.values() if lane.slot == slot), key=lambda lane: lane.first_at
-        )
+        lanes = sorted((lane for lane in timeline.lanes.values() if lane.slot == slot), key=lambda lane: lane.first_at)
         rows = [_row(timeline, lane.job, lane, is_last=last_lane[lane.job] is lane) for lane in lanes]
         label = timeline.slots[slot] if slot < len(timeline.slots) else f"slot {slot}"
         bands.append(Band(label=label.replace(": ", "\n"), top=top, rows=rows))

@@ -184,14 +184,10 @@ def _loss(member: Member, output: torch.Tensor, targets: torch.Tensor) -> torch.
     try:
         loss = member.loss(output, targets)
     except (RuntimeError, ValueError, IndexError) as error:
-        shapes = (
-            f"output {tuple(output.shape)} {output.dtype}, targets {tuple(targets.shape)} {targets.dtype}"
-        )
+        shapes = f"output {tuple(output.shape)} {output.dtype}, targets {tuple(targets.shape)} {targets.dtype}"
         raise ShapeError(f"{member.spec.loss.name} refused {shapes}: {error}") from error
     if loss.dim() != 0:
-        raise ShapeError(
-            f"loss {member.spec.loss.name} returned shape {tuple(loss.shape)}, expected a scalar; reduce it"
-        )
+        raise ShapeError(f"loss {member.spec.loss.name} returned shape {tuple(loss.shape)}, expected a scalar; reduce it")
     return loss
 
 
@@ -284,6 +280,7 @@ def _step_schedule(member: Member, row: dict[str, float]) -> None:
     if member.lr_scheduler is None or member.every_step:
         return
     if needs_metric(member.lr_scheduler):
+        # pyrefly: ignore[bad-argument-type]  # ReduceLROnPlateau.step takes a metric, its base class an epoch
         member.lr_scheduler.step(row.get("test_loss", row["train_loss"]))
     else:
         member.lr_scheduler.step()
@@ -308,6 +305,4 @@ def evaluate(hybrid: HybridModule, member: Member) -> dict[str, float]:
             for metric in member.metrics:
                 metric.update(output, targets)
     member.module.train()
-    return {"test_loss": loss_sum / num_samples} | {
-        metric.name: metric.compute() for metric in member.metrics
-    }
+    return {"test_loss": loss_sum / num_samples} | {metric.name: metric.compute() for metric in member.metrics}

@@ -20,6 +20,7 @@ import torch
 
 from unified import messages
 from unified.checkpoint import restore_checkpoint, save_checkpoint
+from unified.cores import use_threads
 from unified.datasets import DatasetPool
 from unified.errors import UnifiedError
 from unified.hybrid import HybridModule
@@ -63,10 +64,7 @@ class Worker:
         self._running: str | None = None
         self._is_stopping_turn = False
         self._is_shutting_down = False
-        self._hooks = Hooks(
-            between_steps=self._between_steps, on_progress=self._report_progress, on_epoch=self._report_epoch
-        )
-        torch.set_num_threads(num_threads)
+        self._hooks = Hooks(between_steps=self._between_steps, on_progress=self._report_progress, on_epoch=self._report_epoch)
 
     def serve(self) -> None:
         """Obey commands until told to shut down, or until the engine is gone."""
@@ -82,6 +80,9 @@ class Worker:
             self._inbox.put(messages.Shutdown())
 
     def _obey(self, command: messages.Command | Callable[[], None]) -> None:
+        if callable(command):
+            command()
+            return
         match command:
             case messages.Host():
                 self._host(command)
@@ -93,11 +94,9 @@ class Worker:
                 self._evict(command)
             case messages.SetThreads():
                 self._trainer.num_threads = command.num_threads
-                torch.set_num_threads(command.num_threads)
+                use_threads(command.num_threads, command.first_core)
             case messages.Shutdown():
                 self._is_shutting_down = self._is_stopping_turn = True
-            case _:
-                command()
 
     def _host(self, command: messages.Host) -> None:
         submission = command.submission
@@ -264,8 +263,10 @@ class Worker:
             self._pipe.send(report)
 
 
-def run(pipe: Connection, device: str, num_threads: int, deterministic: int) -> None:
+def run(pipe: Connection, device: str, num_threads: int, first_core: int, deterministic: int) -> None:
     """Host a hybrid on ``device``; the entry point of a worker process."""
+    if device == "cpu":
+        use_threads(num_threads, first_core)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)

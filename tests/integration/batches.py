@@ -52,7 +52,10 @@ TRAIN, TEST = make_data(), make_data(20, seed=1)
 
 #: name -> model and what its job says beside the common fields
 MEMBERS: dict[str, tuple[type[nn.Module] | Any, dict[str, Any]]] = {
-    "conv": (Conv, {"optimizer": {"name": "SGD", "lr": 0.05, "momentum": 0.9}, "epochs": 3, "seed": 1, "priority": 1}),
+    "conv": (
+        Conv,
+        {"optimizer": {"name": "SGD", "lr": 0.05, "momentum": 0.9}, "epochs": 3, "seed": 1, "priority": 1},
+    ),
     "mlp": (
         perceptron,
         {
@@ -73,7 +76,10 @@ MEMBERS: dict[str, tuple[type[nn.Module] | Any, dict[str, Any]]] = {
             "priority": 1,
         },
     ),
-    "conv-again": (Conv, {"optimizer": {"name": "RMSprop", "lr": 0.001}, "max_steps": 14, "seed": 2, "precision": "bf16"}),
+    "conv-again": (
+        Conv,
+        {"optimizer": {"name": "RMSprop", "lr": 0.001}, "max_steps": 14, "seed": 2, "precision": "bf16"},
+    ),
 }
 
 

@@ -49,16 +49,12 @@ class Stream:
         names = tuple(f"slot {slot}: cpu, 1 thread" for slot in slots)
         for plan in self.plans:
             self._submit(plan)
-        self.events.append(
-            RunStarted(at=0.1, slots=names, scheduler="round-robin", plan="balanced jobs, one thread each")
-        )
+        self.events.append(RunStarted(at=0.1, slots=names, scheduler="round-robin", plan="balanced jobs, one thread each"))
         for slot in slots:
             self._play_slot([plan for plan in self.plans if plan.slot == slot])
         end = max(event.at for event in self.events)
         self.events += [
-            MemorySampled(
-                at=end * i / 50, bytes_in_use=300_000_000 + 400_000 * i * (50 - i), utilisation=None
-            )
+            MemorySampled(at=end * i / 50, bytes_in_use=300_000_000 + 400_000 * i * (50 - i), utilisation=None)
             for i in range(51)
         ]
         failed = sum(plan.fails_at is not None for plan in self.plans)
@@ -118,9 +114,7 @@ class Stream:
     def _epoch(self, plan: Plan, now: float) -> None:
         epoch = plan.step // plan.steps_per_epoch
         row = _row(epoch, plan.step)
-        self.events.append(
-            EpochDone(at=now, job=plan.name, slot=plan.slot, epoch=epoch, step=plan.step, metrics=row)
-        )
+        self.events.append(EpochDone(at=now, job=plan.name, slot=plan.slot, epoch=epoch, step=plan.step, metrics=row))
 
     def _finish(self, plan: Plan, now: float) -> None:
         assert plan.first_start is not None
@@ -151,9 +145,7 @@ def _row(epoch: int, step: int) -> dict[str, float]:
     }
 
 
-def make_run(
-    seed: int, *, num_jobs: int = 5, num_slots: int = 2, turn_steps: int = 40, failures: int = 1
-) -> list[Event]:
+def make_run(seed: int, *, num_jobs: int = 5, num_slots: int = 2, turn_steps: int = 40, failures: int = 1) -> list[Event]:
     """Return the events of one run in order of time; the last ``failures`` jobs fail half way."""
     dice = random.Random(seed)
     plans = []

@@ -83,9 +83,7 @@ def language_model() -> nn.Module:
 
 
 def encoder() -> nn.Module:
-    return nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
-    )
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False)
 
 
 MODULES = [conv_net, language_model, encoder, Oddities, nn.Identity]

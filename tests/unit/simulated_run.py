@@ -61,9 +61,7 @@ class SimulatedRun:
                 self.ready.append(arriving.pop(0))
                 self.tell(Submitted, self.ready[-1].id)
             self.decide()
-            self.now = min(
-                [turn.ended for turn in self.running.values()] + [u.submit_time for u in arriving[:1]]
-            )
+            self.now = min([turn.ended for turn in self.running.values()] + [u.submit_time for u in arriving[:1]])
             for turn in [turn for turn in self.running.values() if turn.ended == self.now]:
                 self.end(turn)
         return self.turns

@@ -31,9 +31,7 @@ def order_of(shape, seed):
 def loader_batches(shape, seed, epochs):
     num_samples, batch_size, drop_last = shape
     dataset = TensorDataset(torch.arange(num_samples))
-    loader = DataLoader(
-        dataset, batch_size=batch_size, shuffle=True, drop_last=drop_last, generator=generator(seed)
-    )
+    loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=drop_last, generator=generator(seed))
     return [batch.tolist() for _ in range(epochs) for (batch,) in loader]
 
 

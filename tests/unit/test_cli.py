@@ -97,9 +97,7 @@ def test_version_names_what_computes(capsys):
 
 
 def problem(job):
-    return Problem(
-        code="E-FIELD", job=job, field="epochs", expected="an integer", given="'3'\nor so", remedy="write 3"
-    )
+    return Problem(code="E-FIELD", job=job, field="epochs", expected="an integer", given="'3'\nor so", remedy="write 3")
 
 
 def fail_with(error):
@@ -123,9 +121,7 @@ def fail_with(error):
         (PermissionError(13, "Permission denied", "/out"), ["unified: Permission denied: /out"]),
         (
             ValueError("broken\ninside"),
-            [
-                "unified: internal error, please report: ValueError: broken inside (UNIFIED_DEBUG=1 shows where)"
-            ],
+            ["unified: internal error, please report: ValueError: broken inside (UNIFIED_DEBUG=1 shows where)"],
         ),
     ],
 )
@@ -180,9 +176,7 @@ def test_a_folder_that_is_not_there_is_one_line_or_json(tmp_path):
 
 def test_every_folder_without_a_job_is_told_at_once(tmp_path):
     (tmp_path / "empty").mkdir()
-    done = in_process(
-        "run", str(tmp_path / "empty"), str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")
-    )
+    done = in_process("run", str(tmp_path / "empty"), str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
     assert done.returncode == 1
     first, second = done.stderr.splitlines()
     assert "job 'empty'" in first

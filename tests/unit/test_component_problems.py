@@ -17,9 +17,7 @@ from unified.job_parts import LossSpec, LRSchedulerSpec, OptimizerSpec
 
 
 def problems_of(kind, name, **kwargs):
-    spec = {"loss": LossSpec, "optimizer": OptimizerSpec, "lr_scheduler": LRSchedulerSpec}[kind](
-        name=name, **kwargs
-    )
+    spec = {"loss": LossSpec, "optimizer": OptimizerSpec, "lr_scheduler": LRSchedulerSpec}[kind](name=name, **kwargs)
     return component_problems("job", **{kind: spec})
 
 

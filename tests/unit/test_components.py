@@ -97,10 +97,7 @@ def test_a_schedule_goes_like_pytorchs_own(name):
         build_lr_scheduler(spec, ours),
         getattr(torch.optim.lr_scheduler, name)(theirs, **SCHEDULES[name]),
     )
-    rates = [
-        train(optimizer.param_groups[0]["params"], optimizer, it)
-        for optimizer, it in ((ours, built), (theirs, plain))
-    ]
+    rates = [train(optimizer.param_groups[0]["params"], optimizer, it) for optimizer, it in ((ours, built), (theirs, plain))]
     assert rates[0] == rates[1]
     assert type(built) is type(plain)
 
@@ -112,9 +109,7 @@ def test_schedules_made_of_others_go_like_pytorchs_own():
     assert train(parameters(), ours, built) == train(parameters(), theirs, plain)
 
     ours, theirs = (torch.optim.SGD(parameters(), lr=0.1) for _ in range(2))
-    built = build_lr_scheduler(
-        LRSchedulerSpec(name="ChainedScheduler", **SCHEDULES["ChainedScheduler"]), ours
-    )
+    built = build_lr_scheduler(LRSchedulerSpec(name="ChainedScheduler", **SCHEDULES["ChainedScheduler"]), ours)
     plain = ChainedScheduler([LinearLR(theirs), ExponentialLR(theirs, gamma=0.9)], optimizer=theirs)
     assert train(parameters(), ours, built) == train(parameters(), theirs, plain)
 
@@ -160,18 +155,13 @@ def test_only_a_schedule_that_follows_the_loss_needs_it():
     ],
 )
 def test_a_loss_of_classes_is_pytorchs_own(name, kwargs):
-    plain = {
-        key: torch.tensor(value, dtype=torch.float32) if key == "weight" else value
-        for key, value in kwargs.items()
-    }
+    plain = {key: torch.tensor(value, dtype=torch.float32) if key == "weight" else value for key, value in kwargs.items()}
     output, target = (
         torch.randn(5, 3, generator=torch.Generator().manual_seed(0)),
         torch.tensor([0, 1, 2, 1, 0]),
     )
     expected = getattr(nn, name)(**plain)(output, target)
-    torch.testing.assert_close(
-        build_loss(LossSpec(name=name, **kwargs))(output, target), expected, rtol=0, atol=0
-    )
+    torch.testing.assert_close(build_loss(LossSpec(name=name, **kwargs))(output, target), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +180,7 @@ def test_a_loss_of_values_is_pytorchs_own(name, kwargs):
     output = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     target = output.sigmoid()
     expected = getattr(nn, name)(**plain)(output, target)
-    torch.testing.assert_close(
-        build_loss(LossSpec(name=name, **kwargs))(output, target), expected, rtol=0, atol=0
-    )
+    torch.testing.assert_close(build_loss(LossSpec(name=name, **kwargs))(output, target), expected, rtol=0, atol=0)
 
 
 class Pair(NamedTuple):

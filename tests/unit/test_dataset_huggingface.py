@@ -110,9 +110,7 @@ def test_images_of_different_sizes_are_refused(tmp_path):
 
 def test_images_that_are_only_paths_are_refused(tmp_path):
     Image.fromarray(images("L")[0]).save(tmp_path / "secret.png")
-    rows = datasets.Dataset.from_dict(
-        {"image": [{"bytes": None, "path": str(tmp_path / "secret.png")}], "y": [0]}
-    )
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(tmp_path / "secret.png")}], "y": [0]})
     features = datasets.Features({"image": datasets.Image(decode=False), "y": datasets.Value("int64")})
     rows.cast(features).to_parquet(tmp_path / "t.parquet")
     assert "only a path in row 0" in refused(tmp_path / "t.parquet", "image", "y")
@@ -153,18 +151,12 @@ def test_text_labels_without_any_in_the_training_data_are_refused(tmp_path):
     write_labels(tmp_path / "train.csv", [0, 1])
     write_labels(tmp_path / "test.csv", ["dog", "cat"])
     train = read(tmp_path / "train.csv", "x", "y")
-    assert "numbers, as in the training data, got text" in refused(
-        tmp_path / "test.csv", "x", "y", train=train
-    )
+    assert "numbers, as in the training data, got text" in refused(tmp_path / "test.csv", "x", "y", train=train)
 
 
-@pytest.mark.parametrize(
-    ("splits", "taken"), [(["train", "validation", "test"], 2), (["train", "validation"], 1)]
-)
+@pytest.mark.parametrize(("splits", "taken"), [(["train", "validation", "test"], 2), (["train", "validation"], 1)])
 def test_of_a_folder_with_splits_each_field_takes_its_own(tmp_path, splits, taken):
-    content = {
-        name: datasets.Dataset.from_dict({"x": [number], "y": [number]}) for number, name in enumerate(splits)
-    }
+    content = {name: datasets.Dataset.from_dict({"x": [number], "y": [number]}) for number, name in enumerate(splits)}
     datasets.DatasetDict(content).save_to_disk(tmp_path / "folder")
     train = read(tmp_path / "folder", "x", "y")
     assert load_tensors(train).inputs.tolist() == [0]

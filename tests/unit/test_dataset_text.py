@@ -36,9 +36,7 @@ def test_texts_become_what_the_tokenizer_gives(tmp_path, inputs, max_length):
     ref = read(tmp_path / "t.csv", inputs, "kind", tokenizer=tmp_path / "tokenizer", max_length=max_length)
     texts = [TEXTS, PAIRS] if len(inputs) == 2 else [TEXTS]
     padding = "max_length" if max_length else "longest"
-    expected = dict(
-        fast(*texts, padding=padding, truncation=True, max_length=max_length or 512, return_tensors="pt")
-    )
+    expected = dict(fast(*texts, padding=padding, truncation=True, max_length=max_length or 512, return_tensors="pt"))
     data = load_tensors(ref)
     assert set(data.inputs) == {"input_ids", "token_type_ids", "attention_mask"}
     torch.testing.assert_close(data.inputs, expected, rtol=0, atol=0)
@@ -136,7 +134,5 @@ def test_real_sentences_and_labels_are_read_line_by_line(tmp_path, name, text, l
     assert data.targets.tolist() == [int(line[label]) for line in lines]
     assert set(data.targets.tolist()) == {0, 1}
     sentences = [line[text] for line in lines]
-    expected = dict(
-        fast(sentences, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
-    )
+    expected = dict(fast(sentences, padding="max_length", truncation=True, max_length=16, return_tensors="pt"))
     torch.testing.assert_close(data.inputs, expected, rtol=0, atol=0)

@@ -92,9 +92,7 @@ def test_batches_equal_those_of_the_data_loader_bit_for_bit(shape, dtype, batch_
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=batch_size)
     evaluated = list(data.batches(batch_size))
     assert len(evaluated) == len(loader)
-    for start, (expected_x, expected_y), (x, y) in zip(
-        range(0, 11, batch_size), loader, evaluated, strict=True
-    ):
+    for start, (expected_x, expected_y), (x, y) in zip(range(0, 11, batch_size), loader, evaluated, strict=True):
         gathered_x, gathered_y = data.batch(torch.arange(start, min(start + batch_size, 11)))
         for actual, expected in [
             (x, expected_x), (y, expected_y), (gathered_x, expected_x), (gathered_y, expected_y)

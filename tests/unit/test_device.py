@@ -47,9 +47,7 @@ def groups(tmp_path, membership, files):
 
 
 def test_host_memory_is_that_of_psutil_without_a_limit(tmp_path):
-    found = host_memory(
-        *groups(tmp_path, "0::/job\n", {"job/memory.max": "max\n", "job/memory.current": "5\n"})
-    )
+    found = host_memory(*groups(tmp_path, "0::/job\n", {"job/memory.max": "max\n", "job/memory.current": "5\n"}))
     assert found.total_bytes == psutil.virtual_memory().total
     assert 0 < found.available_bytes <= found.total_bytes
 

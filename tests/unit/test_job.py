@@ -53,9 +53,7 @@ def test_all_mistakes_of_every_kind_are_told_at_once():
             distinct |= change
     found = problems(changed(**distinct))
     assert len(distinct) >= 15
-    assert {
-        field.partition(".")[0].partition("[")[0] for field in (problem.field for problem in found)
-    } >= set(distinct)
+    assert {field.partition(".")[0].partition("[")[0] for field in (problem.field for problem in found)} >= set(distinct)
 
 
 @settings(max_examples=40, deadline=None)

@@ -82,9 +82,7 @@ def test_a_file_that_is_missing_a_folder_or_a_pipe_is_told(tmp_path):
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    content=st.binary(max_size=60) | st.text(alphabet='{}[]":,\\u0dN1eE-. \n', max_size=60).map(str.encode)
-)
+@given(content=st.binary(max_size=60) | st.text(alphabet='{}[]":,\\u0dN1eE-. \n', max_size=60).map(str.encode))
 def test_random_bytes_never_end_in_another_error(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("job") / "job.json"
     path.write_bytes(content)
@@ -140,9 +138,7 @@ def test_paths_inside_the_folder_are_fine(path):
 def run_without_torch(code, *arguments):
     """Run code in a fresh interpreter in which importing torch is an error."""
     blocked = "import sys; sys.modules['torch'] = None\n"
-    done = subprocess.run(
-        [sys.executable, "-c", blocked + code, *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", blocked + code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -92,15 +92,11 @@ KINDS = {
 
 def fits_kind(value, schema, definitions):
     kind = schema.get("type")
-    return kind is None or (
-        isinstance(value, KINDS[kind]) and (kind == "boolean" or not isinstance(value, bool))
-    )
+    return kind is None or (isinstance(value, KINDS[kind]) and (kind == "boolean" or not isinstance(value, bool)))
 
 
 def fits_choice(value, schema, definitions):
-    any_of, one_of = (
-        [fits(value, part, definitions) for part in schema.get(key, [])] for key in ("anyOf", "oneOf")
-    )
+    any_of, one_of = ([fits(value, part, definitions) for part in schema.get(key, [])] for key in ("anyOf", "oneOf"))
     any_fits, one_fits = any(any_of) or not any_of, sum(one_of) == 1 or not one_of
     return any_fits and one_fits and value in schema.get("enum", [value])
 

@@ -65,9 +65,7 @@ def test_rare_events_have_their_line(event, line):
 
 def test_a_lost_worker_is_told_with_the_jobs_that_go_on():
     (line,) = plain([WorkerLost(at=5, slot=1, reason="killed by signal 9", jobs=("a", "b"))])
-    assert line.endswith(
-        "run  the worker of slot 1 died: killed by signal 9; from their checkpoints go on: a, b"
-    )
+    assert line.endswith("run  the worker of slot 1 died: killed by signal 9; from their checkpoints go on: a, b")
 
 
 def test_json_lines_are_strict_json_with_every_event_and_field():

@@ -134,8 +134,7 @@ def test_peak_is_what_the_allocator_hands_out(name):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, torch.bfloat16) for name in MODELS]
-    + [(name, torch.float16) for name in ("mlp", "lenet", "encoder")],
+    [(name, torch.bfloat16) for name in MODELS] + [(name, torch.float16) for name in ("mlp", "lenet", "encoder")],
 )
 def test_peak_is_right_under_autocast(name, dtype):
     module, draw = MODELS[name]()
@@ -279,9 +278,7 @@ def test_nothing_given_and_no_generator_is_changed():
     estimate(module, cross_entropy, adam, mlp_batch(2), batch_size=8)
     assert (module.num_calls, module.last, module.training, module.norm.training) == (0, None, False, False)
     torch.testing.assert_close(module.state_dict(), reference, rtol=0, atol=0)
-    assert all(
-        parameter.grad is None and type(parameter) is nn.Parameter for parameter in module.parameters()
-    )
+    assert all(parameter.grad is None and type(parameter) is nn.Parameter for parameter in module.parameters())
 
 
 def test_generators_stay_where_they_are():

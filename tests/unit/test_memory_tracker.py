@@ -129,9 +129,7 @@ aten = torch.ops.aten
 def test_copies_around_a_convolution_are_known(layer, shape):
     dtype = next(layer.parameters()).dtype
     inputs = torch.randn(shape, dtype=dtype, requires_grad=True)
-    rules = AllocationOfEachOperator(
-        aten.convolution, aten.convolution_backward, aten.native_batch_norm_backward
-    )
+    rules = AllocationOfEachOperator(aten.convolution, aten.convolution_backward, aten.native_batch_norm_backward)
     with rules:
         layer(inputs).square().sum().backward()
     assert rules.seen

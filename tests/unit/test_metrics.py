@@ -56,9 +56,7 @@ CLASS_REFERENCES = {
     "accuracy": lambda scores, target: sk.accuracy_score(target, scores.argmax(1)),
     "f1_macro": lambda scores, target: sk.f1_score(target, scores.argmax(1), average="macro"),
     "matthews_correlation": lambda scores, target: sk.matthews_corrcoef(target, scores.argmax(1)),
-    "top5_accuracy": lambda scores, target: sk.top_k_accuracy_score(
-        target, scores, k=5, labels=range(scores.shape[1])
-    ),
+    "top5_accuracy": lambda scores, target: sk.top_k_accuracy_score(target, scores, k=5, labels=range(scores.shape[1])),
     "perplexity": lambda scores, target: math.exp(
         -(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))[range(len(target)), target].mean()
     ),
@@ -72,9 +70,7 @@ TOLERANCE = {"perplexity": 1e-5}
 @pytest.mark.parametrize("positions", [(), (4,), (2, 3)])
 @settings(max_examples=15, deadline=None)
 @given(sizes=BATCHES, num_classes=st.integers(6, 9), seed=st.integers(0, 99))
-def test_class_metrics_equal_scikit_learn_over_any_cut_into_batches(
-    name, positions, sizes, num_classes, seed
-):
+def test_class_metrics_equal_scikit_learn_over_any_cut_into_batches(name, positions, sizes, num_classes, seed):
     batches = classes(sizes, num_classes, seed, positions)
     reference = CLASS_REFERENCES[name](*flat(batches))
     assert evaluate(name, batches) == pytest.approx(reference, rel=TOLERANCE.get(name, 1e-12), abs=1e-12)
@@ -144,10 +140,7 @@ def test_r2_needs_two_samples():
 
 
 def test_matthews_correlation_is_zero_when_every_decision_is_the_same():
-    assert (
-        evaluate("matthews_correlation", [(torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 1, 0, 1]))])
-        == 0.0
-    )
+    assert evaluate("matthews_correlation", [(torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 1, 0, 1]))]) == 0.0
 
 
 def test_an_output_of_nan_is_never_among_the_five_largest():

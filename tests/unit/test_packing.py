@@ -26,9 +26,7 @@ def batches(draw: st.DrawFn, max_jobs: int = 6) -> tuple[list[JobCost], int, lis
     names = [f"job-{index}" for index in range(draw(st.integers(1, max_jobs)))]
     seconds = st.integers(0, 60)
     counts = sorted({1, cores} | draw(st.sets(st.integers(1, cores), max_size=2)))
-    costs = [
-        JobCost(name=name, seconds_by_threads={count: draw(seconds) for count in counts}) for name in names
-    ]
+    costs = [JobCost(name=name, seconds_by_threads={count: draw(seconds) for count in counts}) for name in names]
     return costs, cores, draw(st.permutations(names))
 
 
@@ -96,21 +94,15 @@ def test_the_plan_is_the_best_of_all_choices_of_longest_jobs_and_threads(batch, 
             rest = [name for name in order if name not in wide]
             if wide and rest and min(times[name] for name in wide) < max(times[name] for name in rest):
                 continue  # not the longest ones
-            stages = (
-                one_stage(cores, 1, list(wide)).stages + one_stage(threads, cores // threads, rest).stages
-            )
-            plan = Plan(
-                stages=tuple(stage for stage in stages if stage.jobs), predicted_seconds=None, reason=""
-            )
+            stages = one_stage(cores, 1, list(wide)).stages + one_stage(threads, cores // threads, rest).stages
+            plan = Plan(stages=tuple(stage for stage in stages if stage.jobs), predicted_seconds=None, reason="")
             best = min(best, makespan(plan, costs, sliceable=sliceable))
     planned = plan_slots(costs, cores, order=order, sliceable=sliceable)
     assert planned.predicted_seconds == pytest.approx(best)
 
 
 @law
-@given(
-    batch=batches(), sliceable=st.booleans(), slots=st.integers(1, 12), threads=st.none() | st.integers(1, 12)
-)
+@given(batch=batches(), sliceable=st.booleans(), slots=st.integers(1, 12), threads=st.none() | st.integers(1, 12))
 def test_slots_that_are_asked_for_are_given(batch, sliceable, slots, threads):
     costs, cores, order = batch
     plan = plan_slots(costs, cores, order=order, slots=slots, threads=threads, sliceable=sliceable)
@@ -136,9 +128,7 @@ def test_a_job_longer_than_all_others_gets_all_threads_after_the_rest():
     plan = plan_slots(costs, 2, order=["lenet", "resnet18", "resnet50"])
     assert stages_of(plan) == [(1, 2, "lenet resnet18"), (2, 1, "resnet50")]
     assert plan.predicted_seconds == 72
-    assert plan.reason.startswith(
-        "2 jobs on 2 slots of 1 thread, then resnet50 on 1 slot of 2 threads: 72.0 s"
-    )
+    assert plan.reason.startswith("2 jobs on 2 slots of 1 thread, then resnet50 on 1 slot of 2 threads: 72.0 s")
 
 
 def test_the_wide_stage_goes_first_if_the_policy_begins_with_its_job():
@@ -216,9 +206,7 @@ def test_costs_are_finite_and_known_for_one_thread(seconds):
 def needed(everyone: list[Demand]) -> int:
     """The most that is held while each one steps in turn, by hand."""
     held = sum(demand.resident_bytes for demand in everyone)
-    return max(
-        held - demand.resident_bytes + max(demand.peak_bytes, demand.resident_bytes) for demand in everyone
-    )
+    return max(held - demand.resident_bytes + max(demand.peak_bytes, demand.resident_bytes) for demand in everyone)
 
 
 demands = st.builds(Demand, resident_bytes=st.integers(0, 50), peak_bytes=st.integers(0, 100))
@@ -236,9 +224,7 @@ def test_a_slot_never_holds_more_than_fits_and_turns_away_only_what_does_not(arr
 
 
 @law
-@given(
-    candidate=demands, resident=st.lists(demands, max_size=6), capacity=st.integers(0, 200), data=st.data()
-)
+@given(candidate=demands, resident=st.lists(demands, max_size=6), capacity=st.integers(0, 200), data=st.data())
 def test_who_fits_among_many_fits_among_fewer_in_any_order(candidate, resident, capacity, data):
     if admits(candidate, resident, capacity):
         fewer = data.draw(st.permutations(resident))[: data.draw(st.integers(0, len(resident)))]

@@ -64,9 +64,7 @@ def completion_times(scheduler: Scheduler) -> dict[str, Fraction]:
 )
 def test_golden_case_of_the_paper(spelling, expected):
     done = completion_times(create(spelling))
-    assert {**done, "mean": sum(done.values()) / 3} == {
-        name: Fraction(time) for name, time in expected.items()
-    }
+    assert {**done, "mean": sum(done.values()) / 3} == {name: Fraction(time) for name, time in expected.items()}
 
 
 # ---- policies by hand ----
@@ -259,9 +257,7 @@ def test_an_import_error_inside_a_plug_in_is_named(installed):
 def test_entry_points_add_names(installed):
     installed("lottery")
     assert create("lottery:tickets=7").tickets == "7"
-    assert available() == {name: text for name, (_, text) in BUILT_INS.items()} | {
-        "lottery": "plug-in lottery_plug_in:Lottery"
-    }
+    assert available() == {name: text for name, (_, text) in BUILT_INS.items()} | {"lottery": "plug-in lottery_plug_in:Lottery"}
 
 
 def test_entry_points_replace_no_names(installed):

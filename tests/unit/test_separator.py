@@ -62,9 +62,7 @@ def test_the_module_is_left_as_it_was(build):
 def test_copies_share_storage_only_where_names_are_tied(build):
     separated = separate(build())
     tied = {name for names in separated.ties for name in names[1:]}
-    storages = [
-        t.untyped_storage().data_ptr() for n, t in separated.state_dict.items() if n not in tied and t.numel()
-    ]
+    storages = [t.untyped_storage().data_ptr() for n, t in separated.state_dict.items() if n not in tied and t.numel()]
     assert len(set(storages)) == len(storages)
     for tensor in separated.state_dict.values():  # no slice keeps a bigger storage alive
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
@@ -143,21 +141,15 @@ def test_every_kind_of_difference_is_found():
     weight, bias = separated.state_dict["head.weight"], separated.state_dict["head.bias"]
     changed = weight.clone()
     changed[1, 2] = torch.nextafter(changed[1, 2], torch.tensor(9.0))
-    assert verify(spoiled(separated, "head.weight", changed), module) == [
-        "head.weight: 1 of 32 elements differ"
-    ]
-    assert verify(spoiled(separated, "head.weight", weight.t()), module) == [
-        "head.weight: expected shape (4, 8), got (8, 4)"
-    ]
+    assert verify(spoiled(separated, "head.weight", changed), module) == ["head.weight: 1 of 32 elements differ"]
+    assert verify(spoiled(separated, "head.weight", weight.t()), module) == ["head.weight: expected shape (4, 8), got (8, 4)"]
     assert verify(spoiled(separated, "head.bias", bias.double()), module) == [
         "head.bias: expected torch.float32, got torch.float64"
     ]
     assert verify(spoiled(separated, "head.bias", module.head.bias.detach()), module) == [
         "head.bias: shares storage with the module"
     ]
-    assert verify(spoiled(separated, "head.bias", nn.Parameter(bias)), module) == [
-        "head.bias: not a plain tensor on the CPU"
-    ]
+    assert verify(spoiled(separated, "head.bias", nn.Parameter(bias)), module) == ["head.bias: not a plain tensor on the CPU"]
     assert verify(spoiled(separated, "more", bias.clone()), module) == ["more: unexpected"]
     fewer = {name: tensor for name, tensor in separated.state_dict.items() if name != "head.bias"}
     assert verify(replace(separated, state_dict=fewer), module) == ["head.bias: missing"]
@@ -221,11 +213,7 @@ def test_outputs_that_differ_are_found():
     restored = copy.deepcopy(original)
     inputs = torch.randn(2, 3, 6, 6)
     assert verify_outputs(original, restored, inputs) == []
-    assert (
-        verify_outputs(original, restored, (inputs,))
-        == verify_outputs(original, restored, {"x": inputs})
-        == []
-    )
+    assert verify_outputs(original, restored, (inputs,)) == verify_outputs(original, restored, {"x": inputs}) == []
     with torch.no_grad():
         restored.head.bias[3] += 1e-3
     assert verify_outputs(original, restored, inputs) == ["output: 2 of 8 elements differ"]
@@ -233,12 +221,7 @@ def test_outputs_that_differ_are_found():
 
 def test_modules_are_compared_in_eval_mode():
     layer = nn.Linear(3, 64)
-    assert (
-        verify_outputs(
-            nn.Sequential(layer, nn.Dropout(0.5)), nn.Sequential(layer, nn.Dropout(0.1)), torch.ones(3)
-        )
-        == []
-    )
+    assert verify_outputs(nn.Sequential(layer, nn.Dropout(0.5)), nn.Sequential(layer, nn.Dropout(0.1)), torch.ones(3)) == []
 
 
 @dataclass

@@ -21,9 +21,7 @@ def needs(flops, num_ops, activations):
     )
 
 
-@given(
-    flops=COUNTS, num_ops=COUNTS, activations=COUNTS, more=st.integers(1, 10**13), threads=st.integers(1, 64)
-)
+@given(flops=COUNTS, num_ops=COUNTS, activations=COUNTS, more=st.integers(1, 10**13), threads=st.integers(1, 64))
 def test_more_work_takes_longer_and_more_threads_do_not(flops, num_ops, activations, more, threads):
     guess = step_seconds_guess(needs(flops, num_ops, activations), threads)
     assert guess >= 0

@@ -59,12 +59,8 @@ def test_figures_agree_with_the_events_they_come_from(seed):
         assert job["threads"] == 1
     run = content["run"]
     assert run["startup_seconds"] == min(event.at for event in events if isinstance(event, TurnStarted))
-    assert run["makespan_seconds"] == max(
-        event.at for event in events if isinstance(event, JobFinished | JobFailed)
-    )
-    assert run["peak_bytes"] == max(
-        event.bytes_in_use for event in events if isinstance(event, MemorySampled)
-    )
+    assert run["makespan_seconds"] == max(event.at for event in events if isinstance(event, JobFinished | JobFailed))
+    assert run["peak_bytes"] == max(event.bytes_in_use for event in events if isinstance(event, MemorySampled))
     assert (run["num_finished"], run["num_failed"], run["num_jobs"]) == (4, 2, 6)
     assert run["command"] == ["run", "jobs"]
     assert run["scheduler"] == "round-robin"
@@ -139,14 +135,9 @@ def test_makespan_of_an_interrupted_run_reaches_its_latest_event():
         completion_seconds=5,
         peak_bytes=1,
     )
-    summary = follow(
-        [submitted("a"), submitted("b"), done, MemorySampled(at=8, bytes_in_use=3, utilisation=None)]
-    )
+    summary = follow([submitted("a"), submitted("b"), done, MemorySampled(at=8, bytes_in_use=3, utilisation=None)])
     assert summary.makespan_seconds == 8
-    assert (
-        follow([submitted("a"), done, MemorySampled(at=8, bytes_in_use=3, utilisation=None)]).makespan_seconds
-        == 5
-    )
+    assert follow([submitted("a"), done, MemorySampled(at=8, bytes_in_use=3, utilisation=None)]).makespan_seconds == 5
 
 
 def test_remaining_time_is_the_pace_so_far_times_what_is_left():

@@ -80,9 +80,7 @@ def test_final_table_of_a_narrow_terminal_loses_no_text():
 
 
 def test_brackets_in_a_reason_are_shown_as_they_are():
-    summary = follow(
-        [submitted("a"), JobFailed(at=1, job="a", reason="expected [3, 4], got [red]", log=None)]
-    )
+    summary = follow([submitted("a"), JobFailed(at=1, job="a", reason="expected [3, 4], got [red]", log=None)])
     assert rendered(final_table(summary))[1].endswith("expected [3, 4], got [red]")
 
 
@@ -138,9 +136,7 @@ def test_submission_shows_what_it_is_and_needs(tmp_path):
             "batch_size": 64,
         }
     )
-    train = DatasetRef(
-        path=tmp_path / "train.pt", key="ab" * 32, num_samples=1000, nbytes=2**20, source="train.pt"
-    )
+    train = DatasetRef(path=tmp_path / "train.pt", key="ab" * 32, num_samples=1000, nbytes=2**20, source="train.pt")
     estimate = Estimate(
         num_parameters=61706,
         resident_bytes=2**20,
@@ -149,9 +145,7 @@ def test_submission_shows_what_it_is_and_needs(tmp_path):
         num_ops_per_step=120,
     )
     model = ModelRef(path=Path("x/lenet.umodel"), form=ModelForm.UMODEL, sha256="0" * 64)
-    submission = Submission(
-        spec=spec, folder=tmp_path, model=model, train=train, test=None, estimate=estimate
-    )
+    submission = Submission(spec=spec, folder=tmp_path, model=model, train=train, test=None, estimate=estimate)
     facts = dict(cells(line) for line in rendered(submission_table(submission, step_seconds=0.01)))
     assert facts["model"] == "lenet.umodel (umodel)"
     assert facts["parameters"] == "61.7 k (61706)"

@@ -48,9 +48,7 @@ def reference_busy(events, lane, width):
 def test_columns_hold_exactly_the_time_of_the_turns(seed, turn_steps):
     events = make_run(seed, num_jobs=7, num_slots=3, turn_steps=turn_steps)
     timeline = follow(events)
-    assert {job for _, job in timeline.lanes} == {
-        event.job for event in events if isinstance(event, JobSubmitted)
-    }
+    assert {job for _, job in timeline.lanes} == {event.job for event in events if isinstance(event, JobSubmitted)}
     for key, lane in timeline.lanes.items():
         np.testing.assert_allclose(lane.busy, reference_busy(events, key, timeline.width), atol=1e-9)
 
@@ -86,9 +84,7 @@ def test_a_turn_nobody_ended_ends_with_its_job_or_its_worker():
 def test_samples_of_memory_are_thinned_and_keep_the_peak():
     dice = random.Random(1)
     sizes = [dice.randrange(10**9) for _ in range(3 * MAX_SAMPLES)]
-    timeline = follow(
-        MemorySampled(at=i, bytes_in_use=size, utilisation=None) for i, size in enumerate(sizes)
-    )
+    timeline = follow(MemorySampled(at=i, bytes_in_use=size, utilisation=None) for i, size in enumerate(sizes))
     assert len(timeline.memory) <= MAX_SAMPLES
     assert max(size for _, size in timeline.memory) == max(sizes)
     assert [at for at, _ in timeline.memory] == sorted(at for at, _ in timeline.memory)
@@ -122,9 +118,7 @@ def test_jobs_that_never_trained_and_runs_without_anything_are_drawn(tmp_path):
 
 
 def test_a_run_broken_off_in_a_turn_is_drawn_until_then(tmp_path):
-    timeline = follow(
-        [TurnStarted(at=1, job="a", slot=0), MemorySampled(at=4, bytes_in_use=1, utilisation=None)]
-    )
+    timeline = follow([TurnStarted(at=1, job="a", slot=0), MemorySampled(at=4, bytes_in_use=1, utilisation=None)])
     timeline.draw(tmp_path / "timeline.png")
     assert sum(timeline.lanes[0, "a"].busy) == pytest.approx(3)
 

@@ -64,9 +64,7 @@ def make_job(name: str = "job", **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in job.items() if value is not None}
 
 
-def make_member(
-    model: nn.Module, job: dict[str, Any], train: tuple[Any, Tensor], test: tuple[Any, Tensor] | None
-) -> Member:
+def make_member(model: nn.Module, job: dict[str, Any], train: tuple[Any, Tensor], test: tuple[Any, Tensor] | None) -> Member:
     def ref(pair: tuple[Any, Tensor] | None) -> DatasetRef:
         assert pair is not None
         return DatasetRef(path=Path("x.pt"), key="0" * 64, num_samples=len(pair[1]), nbytes=0, source="x.pt")
