@@ -1,6 +1,6 @@
 """The reference of the contract: one model trained alone by the loop that anyone would write in plain PyTorch.
 
-It uses nothing of ours: ``DataLoader``, ``torch.optim`` and ``torch.autocast`` alone (``docs/architecture.md``, "The contract").
+It uses nothing of ours: ``DataLoader``, ``torch.optim`` and ``torch.autocast`` (see ``docs/architecture.md``).
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ from unified.messages import Inspect, Inspected, StepsTimed, TimeSteps
 from unified.submission.models import load_model, recognise
 from unified.trainer import Hooks, Trainer
 
-NUM_WARM_STEPS = 1
-NUM_TIMED_STEPS = 2
+MAX_TRIAL_STEPS = 4  #: the first one warms up
+TRIAL_SECONDS = 0.3  #: after which no further step is begun
 
 T = TypeVar("T")
 
@@ -222,12 +222,14 @@ def _time_steps(submission: Submission, module: nn.Module) -> tuple[float | None
     member = Member(submission, module, load_tensors(submission.train), None, device)
     trainer = Trainer(hybrid, device, torch.get_num_threads())
     hooks = Hooks(between_steps=lambda: False, on_progress=lambda *_: None, on_epoch=lambda *_: None)
-    seconds = []
-    for _ in range(min(NUM_WARM_STEPS + NUM_TIMED_STEPS, submission.num_steps)):
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < MAX_TRIAL_STEPS and sum(seconds) < TRIAL_SECONDS):
         report = trainer.run_turn(member, Steps(count=1), hooks)
-        seconds.append(report.seconds)
         if report.failure is not None:
             return None, (_step_problem(submission.name, report.failure.reason),)
+        if not report.steps:
+            break  # the whole job is a single step
+        seconds.append(report.seconds)
     return min(seconds), ()
 
 
