@@ -84,7 +84,7 @@ def _read(request: Inspect) -> tuple[Submission, nn.Module, tuple[Problem, ...]]
     found.raise_if_any()
     assert model is not None, "an absent model is a problem, raised above"
     assert train is not None, "absent training data is a problem, raised above"
-    module = load_model(model)
+    module = load_model(model, job=spec.name)
     found.problems += [*_data_problems(spec, train, test), *_state_problems(spec, module)]
     found.problems += component_problems(spec.name, optimizer=spec.optimizer, params=module.parameters())
     found.raise_if_any()

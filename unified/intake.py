@@ -6,6 +6,7 @@ Free of torch, but for what the Python API's own objects bring along.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from unified.messages import Inspect, Inspected
 from unified.nursery import Nursery
 from unified.planning import Planner
 from unified.quantities import bytes_text
-from unified.run_state import RunFolder
+from unified.run_state import RunFolder, newest_step
 from unified.slots import Reader
 from unified.staging import stage
 
@@ -131,11 +132,13 @@ class Intake:
             num_threads=threads.get(name),
             trial_seconds={} if answer.step_seconds is None else {1: answer.step_seconds},
             peak_bytes=submission.estimate.peak_bytes,
+            step=newest_step(self.folder.checkpoints(name)) if self.resume else 0,
         )
         if self.resume and self.folder.is_finished(name):
             content = self.folder.finished_job(name, submission)
             record.state, record.step = JobState.FINISHED, submission.num_steps
-            record.metrics = dict(content["metrics"])
+            metrics = content["metrics"].items()
+            record.metrics = {key: math.nan if value is None else value for key, value in metrics}
             record.training_seconds = float(content["training_seconds"])
         return record
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,7 +86,7 @@ def run(options: RunOptions) -> int:
     log = EventLog(options.out / ".state" / "events.jsonl")
     view, listeners = _view(console, summary, as_json=options.as_json)
     try:
-        with view, options.engine([summary, timeline, log, *listeners]) as engine:
+        with _terminated_like_interrupted(), view, options.engine([summary, timeline, log, *listeners]) as engine:
             options.out.mkdir(parents=True, exist_ok=True)  # where that cannot be, no job is to blame
             engine.submit_folders(options.folders)
             for _ in engine.run():
@@ -99,6 +101,23 @@ def run(options: RunOptions) -> int:
             timeline.draw(options.out / "timeline.png")
     _report_end(options, summary, console)
     return EXIT_JOB_FAILED if summary.count(JobState.FAILED) else EXIT_DONE
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM, a batch system's way to say stop, end the run as Ctrl-C does: with checkpoints."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_folders(folders: Sequence[Path]) -> None:

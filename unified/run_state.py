@@ -16,6 +16,11 @@ RESERVED = frozenset({"summary.json", "timeline.png"})
 _OWN_FILES = frozenset({"summary.json", "summary.json.partial", "timeline.png"})  #: beside the jobs' folders
 
 
+def newest_step(checkpoints: Path) -> int:
+    """Return the step of the newest checkpoint in a job's folder of them, 0 without one, going by names alone."""
+    return max((int(seal.stem.removeprefix("step-")) for seal in checkpoints.glob("step-*.json")), default=0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
     """The folder of a run: results of each job, and ``.state`` with what is needed to go on."""

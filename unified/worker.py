@@ -117,7 +117,7 @@ class Worker:
 
     def _build(self, command: messages.Host) -> Member:
         submission = command.submission
-        module = load_model(submission.model).to(self._device)
+        module = load_model(submission.model, job=submission.name).to(self._device)
         train = self._pool.get(submission.train)
         test = None if submission.test is None else self._pool.get(submission.test)
         self._hybrid.add(submission.name, module)

@@ -44,13 +44,17 @@ def recognise(path: Path, *, job: str, trust: bool, staged: bool) -> ModelRef:
     return ModelRef(path=path, form=form, sha256=digest)
 
 
-def load_model(ref: ModelRef) -> nn.Module:
+def load_model(ref: ModelRef, *, job: str | None = None) -> nn.Module:
     """Return a trainable module with the original parameter names.
+
+    Args:
+        ref: The model file.
+        job: Whose it is, for messages.
 
     Raises:
         InvalidSubmission: If the file is damaged or changed its form.
     """
-    return load_umodel(ref.path) if ref.form is ModelForm.UMODEL else load_trusted(ref.path, ref.form)
+    return load_umodel(ref.path, job=job) if ref.form is ModelForm.UMODEL else load_trusted(ref.path, ref.form, job=job)
 
 
 def _form(path: Path) -> ModelForm | None:
