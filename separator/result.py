@@ -70,6 +70,19 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
         raise SeparationError(
             f"{', '.join(names)}: a safetensors file cannot hold {error}; {STATE_DICT_NAME} in {path.parent} has all tensors"
         ) from error
+    _order_metadata(path)
+
+
+def _order_metadata(path: Path) -> None:
+    """Put the metadata in order of their names: safetensors writes them in any, so equal weights would differ as files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the same content in another order is no longer"
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 @contextmanager

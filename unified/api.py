@@ -12,7 +12,7 @@ from unified.results import Result
 
 
 def train(
-    jobs: Sequence[JobSpec],
+    jobs: JobSpec | Sequence[JobSpec],
     *,
     scheduler: str | Scheduler = "fcfs",
     slots: int | str = "auto",
@@ -26,12 +26,13 @@ def train(
     ``result.load_into(model)`` puts the trained weights into one.
 
     Args:
-        jobs: What to train. Models may be ``nn.Module`` objects or files, data tensors or files.
+        jobs: What to train, one job or several. Models may be ``nn.Module`` objects or files, data tensors or files.
         scheduler: ``"fcfs"``, ``"priority"``, ``"sjf"``, ``"round-robin"``, each with options as in
             ``"round-robin:quantum=200"`` (steps), or an object with ``select``.
         slots: Number of worker processes, or ``"auto"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:0"``.
-        out: Folder for results and checkpoints; None keeps only what the results hold.
+        out: Folder for results and checkpoints, which must not hold an earlier run (``Engine(resume=True)`` goes on with
+            one); None keeps only what the results hold.
 
     Yields:
         One result per job, in the order in which they end; a failed job's has ``state`` FAILED and a ``reason``.
@@ -53,5 +54,5 @@ def train(
         ['large', 'small']
     """
     with Engine(scheduler=scheduler, slots=slots, device=device, out=out) as engine:
-        engine.submit_all(jobs)
+        engine.submit_all([jobs] if isinstance(jobs, JobSpec) else jobs)
         yield from engine.run()

@@ -85,10 +85,11 @@ class Bookkeeper:
             case messages.TurnEnded():
                 self._take_turn(slot, record, report)
             case messages.Checkpointed():
-                record.is_safe = True
+                record.is_safe, record.checkpoint_failed = True, False
             case messages.CheckpointFailed():
-                logger.warning("job %s: no checkpoint could be written: %s", record.name, report.reason)
-                record.leaving = None
+                self._take_no_checkpoint(record, report)
+            case messages.Attending():
+                slot.attending = None if report.is_over else record.name
             case messages.Evicted():
                 self._take_evicted(slot, record, report.step)
             case messages.Returned():
@@ -96,7 +97,7 @@ class Bookkeeper:
             case messages.Failed():
                 record.step = report.step
                 self._end_turn(slot, record)
-                self._fail(record, report.reason)
+                self.fail(record, report.reason)
 
     def _take_epoch(self, slot: Slot, record: JobRecord, report: messages.EpochEnded) -> None:
         row = report.row
@@ -111,6 +112,12 @@ class Bookkeeper:
                 metrics=row,
             )
         )
+
+    def _take_no_checkpoint(self, record: JobRecord, report: messages.CheckpointFailed) -> None:
+        logger.warning("job %s: no checkpoint could be written: %s", record.name, report.reason)
+        record.checkpoint_failed = True
+        if report.is_staying and record.leaving != "cancel":
+            record.leaving = None
 
     def _take_turn(self, slot: Slot, record: JobRecord, report: messages.TurnEnded) -> None:
         record.step, record.is_returning, record.is_safe = report.step, report.done, False
@@ -172,13 +179,18 @@ class Bookkeeper:
         record.move(JobState.CANCELLED)
         record.end_time = self.clock()
         shutil.rmtree(record.checkpoints, ignore_errors=True)
-        shutil.rmtree(record.results, ignore_errors=True)
+        if record.has_results_folder:
+            shutil.rmtree(record.results, ignore_errors=True)  # ours: it was not there before the run
         self.note(base.Cancelled, record)
         self.emit(events.JobCancelled(at=self.clock(), job=record.name))
 
     def _finish(self, slot: Slot, record: JobRecord, returned: messages.Returned) -> None:
         record.end_time, record.metrics = self.clock(), returned.metrics
-        seal(record, returned, scheduler=self.scheduler_name, device=slot.device)
+        try:
+            seal(record, returned, scheduler=self.scheduler_name, device=slot.device)
+        except OSError as error:
+            self.fail(record, f"its result could not be sealed: {error}")
+            return
         record.leave_slot()
         record.move(JobState.FINISHED)
         shutil.rmtree(record.checkpoints, ignore_errors=True)
@@ -201,7 +213,8 @@ class Bookkeeper:
             )
         )
 
-    def _fail(self, record: JobRecord, reason: str) -> None:
+    def fail(self, record: JobRecord, reason: str) -> None:
+        """Note that a job failed, for ``reason``."""
         record.leave_slot()
         record.move(JobState.FAILED)
         record.reason, record.end_time = reason, self.clock()
@@ -213,11 +226,13 @@ class Bookkeeper:
         """A worker died: its jobs go back to the queue, the one it was busy with for a limited number of times."""
         lost = self.ledger.resident(slot.index)
         self.emit(events.WorkerLost(at=self.clock(), slot=slot.index, reason=reason, jobs=tuple(r.name for r in lost)))
+        blamed, slot.attending = slot.attending, None
         for record in lost:
-            record.num_deaths += record.is_running or record.is_hosting
+            record.num_deaths += record.name == blamed if blamed else record.is_running or record.is_hosting
+        for record in lost:
             self._end_turn(slot, record)
             self.note(base.WorkerLost, record)
             if record.num_deaths >= MAX_DEATHS and record.leaving is None:
-                self._fail(record, f"its worker died {record.num_deaths} times while it trained ({reason})")
+                self.fail(record, f"its worker died {record.num_deaths} times while it ran ({reason})")
             else:
                 self.settle_evicted(record)

@@ -24,7 +24,6 @@ from unified.planning import Planner
 from unified.quantities import plural
 from unified.slots import Slot
 
-MAX_DEATHS = 2
 MAX_IDLE_DEATHS = 3
 CHECKPOINT_ALL_SECONDS = 60.0
 _NO_STAGE = Stage(threads=None, slots=0, jobs=())
@@ -156,7 +155,7 @@ class Conductor:
                 assert isinstance(pipe, Connection), "only pipes were waited for"
                 slot = self.pipes()[pipe]
                 self.receive(slot)
-            awaited = {name for name in awaited if not self._ledger[name].is_safe}
+            awaited = {name for name in awaited if self._ledger[name].lacks_checkpoint}
 
     def stop(self) -> None:
         """End the workers; jobs that were resident go back to the queue with what their checkpoints hold."""
@@ -225,14 +224,24 @@ class Conductor:
         return admits(record.demand, resident, capacity)
 
     def _grant(self, record: JobRecord, slot: Slot, quantum: base.Quantum) -> None:
+        if record.slot is None and not self._make_folder(record):
+            return
         slot.start(self.nursery, deterministic=self.deterministic)
         if record.slot is None:
             record.slot, record.is_safe = slot.index, False
             record.is_hosting = True
-            record.results.mkdir(parents=True, exist_ok=True)
             slot.send(messages.Host(submission=record.submission, checkpoints=record.checkpoints, results=record.results))
         slot.send(messages.RunTurn(job=record.name, quantum=quantum))
         self.books.begin_turn(slot, record)
+
+    def _make_folder(self, record: JobRecord) -> bool:
+        try:
+            record.results.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.books.fail(record, f"its folder for results cannot be made: {error}")
+            return False
+        record.has_results_folder = True
+        return True
 
     def _fetch_parked_job(self, slot: Slot) -> None:
         """Bring a job that is parked beside a running one to this idle slot: exact, through a checkpoint."""

@@ -8,6 +8,7 @@ other threads, or between two results; they take effect at the next step boundar
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -39,6 +40,8 @@ from unified.run_state import RunFolder
 
 IDLE_SECONDS = 0.5
 
+logger = logging.getLogger(__name__)
+
 
 class Engine:
     """Trains submitted jobs as members of one hybrid per slot.
@@ -52,7 +55,7 @@ class Engine:
         trust: Accept submissions that run code when they are loaded.
         resume: Go on with the run that ``out`` holds.
         deterministic: Use deterministic kernels only (on a GPU this makes results bit-equal to the plain loop).
-        listeners: Called with every event, in the engine's thread.
+        listeners: Called with every event, in the engine's thread; what one raises is logged, and the run goes on.
         nursery: One that was started before, to save its start-up; the engine closes it.
 
     Raises:
@@ -99,6 +102,7 @@ class Engine:
         self._is_closed = False
         devices = parse_device(device)
         self._planner = Planner(devices=devices, slots=slots, threads=threads)
+        self._lock_file = self._folder.open(resume=resume)
         self._nursery = nursery or Nursery()
         self._nursery.hides_gpus = devices == ("cpu",)
         self._intake = Intake(nursery=self._nursery, folder=self._folder, planner=self._planner, trust=trust, resume=resume)
@@ -169,6 +173,8 @@ class Engine:
         that had not ended go back to the queue.
         """
         self._check_open()
+        if self._conductor.is_active:
+            raise UnifiedError("this engine is running already; finish that iterator, or close() it, first")
         plan = self._make_plan()
         self._folder.save_plan({record.name: record.num_threads for record in self._ledger.all()} | plan.threads_by_job)
         self._conductor.adopt(plan)
@@ -235,12 +241,15 @@ class Engine:
         if self._is_closed:
             return
         self._is_closed = True
-        self._conductor.stop()
-        self._nursery.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
-        if not self._keeps_files:
-            shutil.rmtree(self._folder.path, ignore_errors=True)
+        try:
+            self._conductor.stop()
+        finally:
+            self._nursery.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+            os.close(self._lock_file)
+            if not self._keeps_files:
+                shutil.rmtree(self._folder.path, ignore_errors=True)
 
     def _make_plan(self) -> Plan:
         """Plan, time what the plan was guessing about, and plan again until nothing in it is a guess."""
@@ -261,13 +270,20 @@ class Engine:
             self._ledger.add_all(records)
             for position, record in enumerate(records):
                 record.submit_time = submit_time + 1e-6 * position  # those handed in together keep their order
-                self._emit(_submitted(record))
-                if record.state is JobState.FINISHED:
-                    self._books.tell_finished(record)  # by the run that is taken up again
-                else:
-                    self._books.note(base.Submitted, record)
-        self._wake()
+        if self._conductor.is_active:
+            self._ask(lambda: self._announce(records))  # scheduler and listeners belong to the thread that runs
+        else:
+            self._announce(records)
         return [record.name for record in records]
+
+    def _announce(self, records: Sequence[JobRecord]) -> None:
+        for record in records:
+            if record.state is JobState.FINISHED:  # by the run that is taken up again
+                self._emit(_submitted(record))
+                self._books.tell_finished(record)
+            else:
+                self._books.note(base.Submitted, record)
+                self._emit(_submitted(record))
 
     def _loop(self) -> Iterator[Result]:
         while True:
@@ -283,6 +299,7 @@ class Engine:
             self._listen()
 
     def _listen(self) -> None:
+        self._check_open()
         pipes = self._conductor.pipes()
         ready: list[Any] = wait([*pipes, self._wake_read], timeout=IDLE_SECONDS)
         for pipe in ready:
@@ -321,7 +338,10 @@ class Engine:
 
     def _emit(self, event: events.Event) -> None:
         for listener in self._listeners:
-            listener(event)
+            try:
+                listener(event)
+            except Exception:  # one who only watches must not end anybody's training
+                logger.exception("a listener failed on %s; the run goes on", type(event).__name__)
 
 
 def _submitted(record: JobRecord) -> events.JobSubmitted:

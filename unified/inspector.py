@@ -6,6 +6,7 @@ process, so workers stay small.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -41,6 +42,8 @@ T = TypeVar("T")
 
 def run(pipe: Connection, num_threads: int) -> None:
     """Answer requests until the pipe closes; the entry point of the process."""
+    # A step that cannot be done is told as a problem; its traceback would only come twice.
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL + 1)
     use_threads(num_threads, first_core=0)
     while True:
         match pipe.recv():
@@ -59,7 +62,7 @@ def inspect(request: Inspect) -> Inspected:
             seconds, problems = _time_steps(submission, module)
     except InvalidSubmission as error:
         return Inspected(folder=request.folder, submission=None, problems=error.problems, step_seconds=None)
-    except Exception as error:  # noqa: BLE001 - whatever a user's model or file raises is that job's problem, not a crash
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's model or file raises is that job's problem
         problem = Problem(
             code="E-READ",
             job=request.folder.name,
@@ -195,7 +198,7 @@ def _estimate(spec: JobSpec, module: nn.Module, train: DatasetRef, device_type: 
             autocast_dtype=autocast,
             output=spec.output,
         )
-    except Exception as error:  # noqa: BLE001 - the job's own fault: it will fail alone, when its turn comes
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the job's own fault: it will fail alone, when its turn comes
         return _weights_only(module), (_step_problem(spec.name, f"{type(error).__name__}: {error}"),)
     return measured, ()
 

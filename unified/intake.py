@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,11 +63,15 @@ class Intake:
 
     def read_specs(self, specs: Sequence[JobSpec]) -> list[JobRecord]:
         """Return jobs made in Python; raises as :meth:`read_folders` does."""
-        staging = self.folder.state / "staged"
         for name, count in Counter(spec.name for spec in specs).items():
-            if count > 1 or ((staging / name).exists() and not self.resume):
+            if count > 1:
                 raise UnifiedError(f"there are two jobs named {name!r} in this run; give each its own name")
-        return self._records(self._read([stage(spec, staging / spec.name, self._cache) for spec in specs], staged=True))
+        staging = self.folder.state / "staged"
+        staging.mkdir(parents=True, exist_ok=True)
+        # A folder of its own for each attempt: one that is refused must not touch what a job of that name is made of.
+        folders = [Path(tempfile.mkdtemp(prefix=f"{spec.name}-", dir=staging)) for spec in specs]
+        staged = [stage(spec, folder, self._cache) for spec, folder in zip(specs, folders, strict=True)]
+        return self._records(self._read(staged, staged=True))
 
     def inspect(self, folder: Path) -> Inspected:
         """Read one job folder and time its steps.
@@ -172,6 +177,9 @@ def job_folders(folder: Path) -> list[Path]:
     if (folder / "job.json").is_file():
         return [folder]
     found = sorted(path.parent for path in folder.glob("*/job.json")) if folder.is_dir() else []
+    for model in sorted(folder.glob("*/*.umodel")) if found else []:
+        if model.parent not in found:
+            logger.warning("%s holds a model but no job.json: it is no job and is left out", model.parent)
     if not found:
         _check_is_job(folder)
     return found

@@ -31,6 +31,8 @@ class JobRecord:
         is_hosting: The worker was told to host it and has not answered yet.
         is_running: A turn of its is under way.
         is_returning: It is trained; its result is being written and verified.
+        has_results_folder: The run made its folder of results.
+        checkpoint_failed: Its last checkpoint could not be written.
         is_safe: Nothing has been trained since its last checkpoint.
         leaving: Why it was told to leave its slot: ``"pause"``, ``"cancel"``, ``"move"``, or None.
         step: Optimizer steps done, as last reported.
@@ -57,6 +59,8 @@ class JobRecord:
     is_hosting: bool = False
     is_running: bool = False
     is_returning: bool = False
+    has_results_folder: bool = False
+    checkpoint_failed: bool = False
     is_safe: bool = True
     leaving: str | None = None
     step: int = 0
@@ -104,6 +108,11 @@ class JobRecord:
         self.is_hosting = self.is_running = self.is_returning = False
 
     @property
+    def lacks_checkpoint(self) -> bool:
+        """Whether a checkpoint that was asked for can still come."""
+        return self.slot is not None and not (self.is_safe or self.is_returning or self.checkpoint_failed)
+
+    @property
     def seconds_left(self) -> float:
         """Predicted seconds of training that are left; in steps if no step has been timed."""
         seconds = self.step_seconds or self.trial_seconds.get(self.num_threads or 1) or 1.0
@@ -147,7 +156,8 @@ class Ledger:
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise UnifiedError(f"there are two jobs named {twice[0]!r} in this run; give each its own name")
-        self._records |= {record.name: record for record in records}
+        # A new dict, not a changed one: the engine's thread may be going over the old one just now.
+        self._records = self._records | {record.name: record for record in records}
 
     def __getitem__(self, name: str) -> JobRecord:
         if name not in self._records:

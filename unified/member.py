@@ -151,13 +151,30 @@ class Member:
                 parameter.copy_(state["parameters"][name])
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(state["buffers"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        unknown = state["buffers"].keys() - dict(self.module.named_buffers()).keys()
+        if unknown:
+            raise KeyError(f"the model has no buffers {sorted(unknown)}, which its checkpoint holds")
+        self._load_optimizer(state["optimizer"])
         if self.lr_scheduler is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.precision.load_state_dict(state["precision"])
         self.order.load_state_dict(state["order"])
         self.random = RandomState.from_state_dict(state["random"])
         self.progress = Progress(**state["progress"])
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        """Load the optimizer's state and give its tensors back the dtypes they had.
+
+        ``Optimizer.load_state_dict`` casts them to their parameter's dtype, so that NAdam's float32 ``mu_product`` of a float64
+        parameter would go on with other bits.
+        """
+        self.optimizer.load_state_dict(saved)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for index, values in saved["state"].items():
+            own = self.optimizer.state[parameters[index]]
+            for key, value in values.items():
+                if isinstance(value, torch.Tensor) and own[key].dtype != value.dtype:
+                    own[key] = value.to(device=own[key].device, copy=True)
 
     def _num_schedule_steps(self) -> int:
         return self.submission.num_steps if self.every_step else self.submission.num_epochs

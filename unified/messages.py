@@ -110,9 +110,13 @@ class Checkpointed(Report):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFailed(Report):
-    """No checkpoint could be written (``reason``: a full disk, say); the job stays where it is and goes on."""
+    """No checkpoint could be written (``reason``: a full disk, say); the job stays where it is and goes on.
+
+    ``is_staying`` if it was to leave its slot and therefore did not.
+    """
 
     reason: str
+    is_staying: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +124,16 @@ class Evicted(Report):
     """The job has left the hybrid at ``step``; its memory is free."""
 
     step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attending(Report):
+    """The job's own code runs outside its turn, perhaps inside another's, until the same comes with ``is_over``.
+
+    If the worker dies in between, this job is to blame.
+    """
+
+    is_over: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -50,6 +51,7 @@ class Nursery:
     """The engine's side: starts the nursery process, which needs a second or two until it answers, and asks it for children."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # jobs may be submitted from another thread than the one that runs them
         self.hides_gpus = False  #: children of a CPU run are not to find a GPU
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = _MALLOC | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -86,15 +88,19 @@ class Nursery:
     def reap(self, child: Child) -> str:
         """Collect a child whose pipe has closed and say how it ended, e.g. ``"killed by SIGKILL"``."""
         child.pipe.close()
-        code = self._ask({"reap": child.pid}, [])["status"]
+        try:
+            code = self._ask({"reap": child.pid}, [])["status"]
+        except WorkerDiedError:
+            return "gone with the process that started it"
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
 
     def _ask(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         try:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
-            answer = self._socket.recv(_MAX_REQUEST)
+            with self._lock:
+                socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
+                answer = self._socket.recv(_MAX_REQUEST)
         except OSError as error:
             raise WorkerDiedError(f"the process that starts workers is gone ({error}); run again") from error
         if not answer:

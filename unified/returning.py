@@ -35,7 +35,10 @@ NUM_PROOF_SAMPLES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Departure:
-    """A member on its way out: its own copy of the weights, and outputs to recognise it by."""
+    """A member on its way out: its own copy of the weights, and outputs to recognise it by.
+
+    ``hidden`` are its non-persistent buffers: no state dict holds them, but its outputs may depend on them.
+    """
 
     name: str
     step: int
@@ -44,6 +47,7 @@ class Departure:
     device: torch.device
     separated: Separated
     rows: list[dict[str, float]]
+    hidden: dict[str, torch.Tensor]
     inputs: torch.Tensor | dict[str, torch.Tensor]
     outputs: Any
 
@@ -66,6 +70,7 @@ def depart(member: Member, folder: Path) -> Departure:
         device=member.device,
         separated=separated,
         rows=member.progress.rows,
+        hidden=_hidden_buffers(member.module, separated),
         inputs=inputs,
         outputs=_outputs(member.module, inputs, member.device),
     )
@@ -97,6 +102,10 @@ def verify_departure(departure: Departure) -> Returned:
         _raise_if(departure.name, "model.umodel differs", verify(departure.separated, returned))
     restored.load_state_dict(read_weights(departure.folder), strict=True)
     _raise_if(departure.name, "the files differ from the trained weights", verify(departure.separated, restored))
+    with torch.no_grad():
+        for name, buffer in restored.named_buffers():
+            if name in departure.hidden:
+                buffer.copy_(departure.hidden[name])
     outputs = _outputs(restored.to(departure.device), departure.inputs, departure.device)
     _raise_if(departure.name, "the returned model's outputs differ", differing_outputs(departure.outputs, outputs))
     return Returned(
@@ -106,6 +115,11 @@ def verify_departure(departure: Departure) -> Returned:
         # as plain text: unpickling PyTorch's own kind of text would import torch in the engine's process
         versions={"python": platform.python_version(), "torch": str(torch.__version__)},
     )
+
+
+def _hidden_buffers(module: torch.nn.Module, separated: Separated) -> dict[str, torch.Tensor]:
+    buffers = module.named_buffers()
+    return {name: buffer.cpu().clone() for name, buffer in buffers if name not in separated.state_dict}
 
 
 def _outputs(module: torch.nn.Module, inputs: torch.Tensor | dict[str, torch.Tensor], device: torch.device) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,29 @@ class RunFolder:
         """Whether the job's result is there, complete and verified."""
         return (self.results(job) / "result.json").is_file()
 
+    def open(self, *, resume: bool) -> int:
+        """Make the folder and take it for this process; return the descriptor of its lock, to be closed at the end.
+
+        Raises:
+            UnifiedError: If another run has it, or it holds an earlier run that is not to be taken up again.
+        """
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.state / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise UnifiedError(f"{self.path} cannot be a folder for results: {why}; choose another --out folder") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_taken = False
+        except OSError:
+            is_taken = True
+        if is_taken or ((self.state / "run.json").exists() and not resume):
+            os.close(lock)
+            what = "another run is writing to it now" if is_taken else "it holds an earlier run"
+            raise UnifiedError(f"{self.path}: {what}; choose another --out folder, or --resume to go on with what it holds")
+        return lock
+
     def save_plan(self, num_threads: dict[str, int | None]) -> None:
         """Write down each job's number of threads, which must not change when the run is taken up again."""
         self.state.mkdir(parents=True, exist_ok=True)
@@ -78,9 +103,11 @@ class RunFolder:
             raise UnifiedError(f"a job cannot be called {job!r}: the run itself writes a file of that name; rename it")
         if job in RESERVED:
             raise UnifiedError(f"a job cannot be named {job!r}: a file of the run has that name; choose another name")
+        if (self.results(job) / "job.json").exists():
+            raise UnifiedError(f"{self.results(job)} is a job folder, not a place for results; choose another --out folder")
         if resume:
             return
-        if self.is_finished(job) or self.checkpoints(job).exists():
+        if self.results(job).exists() or self.checkpoints(job).exists():
             raise UnifiedError(
                 f"{self.path} holds an earlier run of job {job!r}; choose another --out folder, or --resume to go on with it"
             )

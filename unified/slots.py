@@ -24,6 +24,7 @@ class Slot:
         num_threads: Intra-op threads on a CPU.
         child: The worker process, or None while there is none.
         running: Name of the job whose turn is under way, or None.
+        attending: Name of the job whose own code the worker runs outside its turn, or None.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Slot:
     num_threads: int
     child: Child | None = None
     running: str | None = None
+    attending: str | None = None
 
     @property
     def pipe(self) -> Connection | None:

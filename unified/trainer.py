@@ -18,6 +18,7 @@ from schedulers.base import Epochs, Quantum, Seconds, Steps
 from unified.components import needs_metric, select_output
 from unified.hybrid import HybridModule
 from unified.member import Member
+from unified.process_settings import ProcessSettings
 from unified.random_state import RandomState, preserved_random_state
 
 REPORT_SECONDS = 0.25
@@ -82,6 +83,7 @@ class Trainer:
         self.hybrid = hybrid
         self.device = device
         self.num_threads = num_threads
+        self.settings = ProcessSettings.capture()
         self.reads_loss_lazily = device.type != "cpu"
         self._meter: _LossMeter | None = None
 
@@ -109,11 +111,7 @@ class Trainer:
         return TurnReport(steps=member.progress.step - first_step, seconds=seconds, failure=failure)
 
     def _enter(self, member: Member) -> None:
-        # A trusted model may have changed these for the whole process in somebody else's turn.
-        if self.device.type == "cpu" and torch.get_num_threads() != self.num_threads:
-            torch.set_num_threads(self.num_threads)
-        torch.set_default_dtype(torch.float32)
-        torch.set_grad_enabled(True)
+        self.settings.restore(self.num_threads if self.device.type == "cpu" else None)
         member.random.restore()
         member.precision.enter_turn()
         if self.device.type == "cuda":

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,7 +26,6 @@ from unified.datasets import DatasetPool
 from unified.errors import UnifiedError
 from unified.hybrid import HybridModule
 from unified.member import Member
-from unified.random_state import preserved_random_state
 from unified.returning import Departure, depart, verify_departure, write_departure
 from unified.submission.models import load_model
 from unified.trainer import Hooks, Trainer, describe_failure
@@ -102,9 +101,9 @@ class Worker:
     def _host(self, command: messages.Host) -> None:
         submission = command.submission
         try:
-            with preserved_random_state(self._device):
+            with self._foreign_code(submission.name):
                 member = self._build(command)
-        except Exception as error:  # noqa: BLE001 - the job's own model, data or checkpoint: it fails alone
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the job's own model, data or checkpoint: it fails alone
             self._say(messages.Failed(job=submission.name, reason=_one_line(error), step=0))
             return
         self._residents[submission.name] = Resident(
@@ -131,6 +130,7 @@ class Worker:
         return member
 
     def _run_turn(self, command: messages.RunTurn) -> None:
+        assert self._running is None, "turns do not nest"
         if command.job not in self._residents:
             return  # it failed or was evicted while the command was under way; the engine has been told
         resident = self._residents[command.job]
@@ -160,9 +160,21 @@ class Worker:
         """Obey what has arrived; True if the running turn has to end."""
         self._maybe_checkpoint(self._residents[self._running or ""])
         # What draws random numbers here (hosting, separating, verifying) puts the running member's state back itself.
-        while not self._inbox.empty():
+        # Once the turn is to end, the rest waits: the next turn must not begin inside this one.
+        while not self._is_stopping_turn and not self._inbox.empty():
             self._obey(self._inbox.get())
         return self._is_stopping_turn
+
+    @contextlib.contextmanager
+    def _foreign_code(self, job: str) -> Iterator[None]:
+        """Let a job's own code run outside its turn; the engine knows whom to blame if it ends the process."""
+        self._say(messages.Attending(job=job, is_over=False))
+        num_threads = self._trainer.num_threads if self._device.type == "cpu" else None
+        try:
+            with self._trainer.settings.around_foreign_code(self._device, num_threads):
+                yield
+        finally:
+            self._say(messages.Attending(job=job, is_over=True))
 
     def _maybe_checkpoint(self, resident: Resident) -> None:
         member, every = resident.member, resident.member.spec.checkpoint.every_steps
@@ -173,7 +185,7 @@ class Worker:
         if is_due and not member.is_done:
             self._checkpoint(member.name)
 
-    def _checkpoint(self, job: str) -> bool:
+    def _checkpoint(self, job: str, *, is_leaving: bool = False) -> bool:
         """Write a checkpoint; False, with a report, if the disk refuses: no reason for the job to end."""
         resident = self._residents.get(job)
         if resident is None:
@@ -184,13 +196,13 @@ class Worker:
         try:
             step = save_checkpoint(resident.member, resident.checkpoints)
         except OSError as error:
-            self._say(messages.CheckpointFailed(job=job, reason=_one_line(error)))
+            self._say(messages.CheckpointFailed(job=job, reason=_one_line(error), is_staying=is_leaving))
             return False
         self._say(messages.Checkpointed(job=job, step=step))
         return True
 
     def _evict(self, command: messages.Evict) -> None:
-        if command.job not in self._residents or (command.keep and not self._checkpoint(command.job)):
+        if command.job not in self._residents or (command.keep and not self._checkpoint(command.job, is_leaving=True)):
             return
         resident = self._drop(command.job)
         self._is_stopping_turn |= command.job == self._running
@@ -212,9 +224,9 @@ class Worker:
         """Separate a finished member; its files are written and verified while the others train."""
         member = resident.member
         try:
-            with preserved_random_state(self._device):
+            with self._foreign_code(member.name):
                 departure = depart(member, resident.results)
-        except Exception as error:  # noqa: BLE001 - the job's own model, on its way out
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the job's own model, on its way out
             self._fail(resident, *_reason_and_log(member, error))
             return
         self._drop(member.name)
@@ -231,15 +243,15 @@ class Worker:
 
     def _verify(self, departure: Departure) -> None:
         try:
-            with preserved_random_state(self._device):
+            with self._foreign_code(departure.name):
                 returned = verify_departure(departure)
-        except Exception as error:  # noqa: BLE001 - a result that does not hold is a failure of that job
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a result that does not hold is a failure of that job
             self._fail_departure(departure, error)
             return
         del self._departing[departure.name]
         self._say(returned)
 
-    def _fail_departure(self, departure: Departure, error: Exception) -> None:
+    def _fail_departure(self, departure: Departure, error: BaseException) -> None:
         del self._departing[departure.name]
         self._say(messages.Failed(job=departure.name, reason=_one_line(error), step=departure.step))
 

@@ -330,7 +330,8 @@ def test_a_folder_that_cannot_be_written_is_no_fault_of_the_jobs(jobs, tmp_path)
     (tmp_path / "file").write_text("in the way")
     done = unified_command("run", jobs, "--out", tmp_path / "file")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"unified: File exists: {tmp_path / 'file'}\n"
+    expected = "cannot be a folder for results: Not a directory; choose another --out folder"
+    assert done.stderr == f"unified: {tmp_path / 'file'} {expected}\n"
 
 
 @pytest.mark.parametrize("name", ["summary.json", "timeline.png"])

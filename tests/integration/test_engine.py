@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psutil
@@ -25,6 +28,7 @@ from tests.integration.batches import (
     describe,
     make_model,
     make_spec,
+    write_folders,
 )
 from unified import events
 
@@ -228,7 +232,7 @@ def test_a_job_that_kills_its_worker_fails_after_the_second_time_and_spares_the_
     with unified.Engine(slots=1, threads=1) as engine:
         engine.submit_all([make_spec("mlp"), deadly, make_spec("lstm")])
         results = {result.name: result for result in engine.run()}
-    assert results["deadly"].reason == "its worker died 2 times while it trained (killed by SIGKILL)"
+    assert results["deadly"].reason == "its worker died 2 times while it ran (killed by SIGKILL)"
     assert_equals_alone(results["mlp"])
     assert_equals_alone(results["lstm"])
 
@@ -305,3 +309,126 @@ def test_a_result_is_returned_while_the_others_still_train() -> None:
         results.close()
     assert time.monotonic() - began < 60
     assert alone("mlp")[1]
+
+
+def test_a_storm_of_pauses_resumes_and_checkpoints_leaves_no_trace() -> None:
+    """Commands pile up in the worker's inbox behind an eviction: the next turn must not begin inside the one that ends."""
+    names = ["conv", "lstm"]
+    with unified.Engine(scheduler="round-robin:quantum=20", slots=1, threads=1) as engine:
+        engine.submit_all([make_spec(name, epochs=60) for name in names])
+
+        def storm() -> None:
+            random = Random(3)
+            for _ in range(40):
+                with contextlib.suppress(unified.UnifiedError):  # one that has ended meanwhile
+                    engine.pause("conv")
+                    engine.resume("conv")
+                    for _ in range(random.randrange(6)):
+                        engine.checkpoint("lstm")
+                time.sleep(random.random() / 20)
+
+        thread = threading.Thread(target=storm)
+        thread.start()
+        results = list(engine.run())
+        thread.join()
+        results += list(engine.run())
+    assert sorted(result.name for result in results) == names
+    for result in results:
+        assert_equals_alone(result, epochs=60)
+
+
+class DeadlyOnTheWayOut(nn.Module):
+    """Ends its process when it is evaluated, which without a test set is only done to prove its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+        self.parent = os.getpid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and os.getpid() != self.parent and type(x) is Tensor:
+            os._exit(3)
+        return self.head(x.flatten(1))
+
+
+def test_a_job_that_kills_its_worker_on_its_way_out_takes_the_blame_itself() -> None:
+    bad = unified.JobSpec(
+        model=torch.nn.Sequential(DeadlyOnTheWayOut()), data={"train": TRAIN}, **describe("mlp", name="bad", metrics=[])
+    )
+    with unified.Engine(slots=1, threads=1) as engine:
+        engine.submit_all([bad, make_spec("lstm", epochs=40)])
+        results = {result.name: result for result in engine.run()}
+    assert results["bad"].reason is not None
+    assert results["bad"].reason.startswith("its worker died 2 times")
+    assert_equals_alone(results["lstm"], epochs=40)
+
+
+class Meddling(Conv):
+    """Turns the process's switches, in training and on its way out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.set_flush_denormal(True)
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(1 + torch.get_num_threads() % 2)
+        torch.use_deterministic_algorithms(True)
+        torch.manual_seed(5)
+        output = super().forward(x)
+        torch.set_default_device("meta")
+        return output
+
+
+def test_switches_that_a_member_turns_are_back_for_the_others() -> None:
+    meddling = unified.JobSpec(
+        model=Meddling(), data={"train": TRAIN}, **describe("conv", name="meddling", metrics=[], epochs=2)
+    )
+    with unified.Engine(scheduler="round-robin:quantum=3", slots=1, threads=1) as engine:
+        engine.submit_all([meddling, make_spec("conv"), make_spec("lstm")])
+        results = {result.name: result for result in engine.run()}
+    for name in ("conv", "lstm"):
+        assert_equals_alone(results[name])
+
+
+def test_cancel_deletes_nothing_that_the_run_did_not_write(tmp_path: Path) -> None:
+    folder = write_folders(tmp_path / "jobs", ["mlp"])
+    (tmp_path / "out" / "mlp").mkdir(parents=True)
+    (tmp_path / "out" / "mlp" / "precious").write_text("mine")
+    with unified.Engine(out=tmp_path / "out", slots=1) as engine, pytest.raises(unified.UnifiedError, match="choose another"):
+        engine.submit_folders([folder])
+    with unified.Engine(out=folder, slots=1) as engine, pytest.raises(unified.UnifiedError, match="is a job folder"):
+        engine.submit_folders([folder / "mlp"])
+    with unified.Engine(out=tmp_path / "new", slots=1) as engine:
+        engine.submit_folders([folder])
+        engine.cancel("mlp")
+        (result,) = engine.run()
+    assert result.state == unified.JobState.CANCELLED
+    assert (folder / "mlp" / "model.umodel").is_file()
+    assert (tmp_path / "out" / "mlp" / "precious").read_text() == "mine"
+
+
+def test_a_place_for_results_that_cannot_be_had_fails_that_job_alone(tmp_path: Path) -> None:
+    def block(event: events.Event) -> None:
+        if isinstance(event, events.RunStarted):
+            (tmp_path / "out" / "conv").write_text("in the way")
+
+    with unified.Engine(out=tmp_path / "out", slots=1, listeners=[block]) as engine:
+        engine.submit_all([make_spec("conv"), make_spec("mlp")])
+        results = {result.name: result for result in engine.run()}
+    assert "its folder for results cannot be made" in (results["conv"].reason or "")
+    assert_equals_alone(results["mlp"])
+
+
+def test_a_listener_that_fails_and_a_second_run_do_not_end_the_first(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(event: events.Event) -> None:
+        if type(event).__name__ == "EpochDone":
+            raise RuntimeError("no good")
+
+    with unified.Engine(slots=1, listeners=[fail]) as engine:
+        engine.submit_all([make_spec("mlp"), make_spec("conv")])
+        running = engine.run()
+        first = next(running)
+        with pytest.raises(unified.UnifiedError, match="running already"):
+            list(engine.run())
+        results = [first, *running]
+    assert "a listener failed on EpochDone" in caplog.text
+    for result in results:
+        assert_equals_alone(result)

@@ -82,3 +82,12 @@ def test_a_write_that_fails_at_the_end_leaves_no_rest(tmp_path):
 def test_a_plain_safetensors_file_is_read_as_it_is(tmp_path):
     save_file({"b": torch.ones(1), "a": torch.zeros(2)}, tmp_path / "model.safetensors")
     assert snapshot(read_weights(tmp_path)) == snapshot({"a": torch.zeros(2), "b": torch.ones(1)})
+
+
+def test_equal_weights_are_equal_files(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    contents = set()
+    for attempt in range(12):
+        write_weights(separate(module), tmp_path / str(attempt))
+        contents.add((tmp_path / str(attempt) / "model.safetensors").read_bytes())
+    assert len(contents) == 1

@@ -314,3 +314,18 @@ def test_early_stopping_ends_when_the_metric_no_longer_improves() -> None:
     assert len(losses) == best + 3 < 50
     weights, _ = train_alone(make_model(), make_job(epochs=len(losses)), train, test)
     assert_same_weights(member, weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["NAdam", "ASGD", "Adamax", "RAdam", "Adadelta", "Rprop"])
+def test_a_checkpoint_keeps_every_bit_of_an_optimizer(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    inputs, targets = make_data()
+    job, train = make_job(optimizer={"name": name}, metrics=[]), (inputs.to(dtype), targets)
+    weights, _ = train_alone(make_model().to(dtype), job, train)
+    first = make_member(make_model().to(dtype), job, train, None)
+    Host(first).turn(first, Steps(count=5))
+    save_checkpoint(first, tmp_path)
+    second = make_member(make_model(seed=9).to(dtype), job, train, None)
+    restore_checkpoint(second, tmp_path)
+    assert Host(second).turn(second).failure is None
+    assert_same_weights(second, weights)
