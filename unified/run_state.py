@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from unified.admission import Submission
 from unified.errors import UnifiedError
 from unified.results import write_json
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 RESERVED = frozenset({"summary.json", "timeline.png"})
@@ -67,6 +70,8 @@ class RunFolder:
             os.close(lock)
             what = "another run is writing to it now" if is_taken else "it holds an earlier run"
             raise UnifiedError(f"{self.path}: {what}; choose another --out folder, or --resume to go on with what it holds")
+        if resume and not (self.state / "run.json").exists():
+            logger.warning("%s holds no run to go on with; it begins from the beginning", self.path)
         return lock
 
     def save_plan(self, num_threads: dict[str, int | None]) -> None:
