@@ -54,7 +54,7 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
     kinds = {mode.kind for mode in MODES if any(each.mode == mode.name for each in records)}
     handles = [Patch(color=COLORS[kind], label=LABELS[kind]) for kind in Kind if kind in kinds]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
 def _bars(records: Sequence[RunRecord], mix: str, figure: str, divisor: float) -> list[Bar]:
