@@ -8,6 +8,8 @@ from pathlib import Path
 
 from unified.job import JobSpec
 
+STAGED_MODEL = "model.staged"  #: file of a model that the Python API wrote for its caller
+
 
 class ModelForm(StrEnum):
     """The form in which a model came."""

@@ -35,11 +35,6 @@ class Slot:
     attending: str | None = None
 
     @property
-    def pipe(self) -> Connection | None:
-        """The pipe to the worker, if there is one."""
-        return None if self.child is None else self.child.pipe
-
-    @property
     def first_core(self) -> int:
         """Rank of the slot's first core among those that the process may use."""
         return self.index * self.num_threads

@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unified.admission import STAGED_MODEL
 from unified.errors import InvalidSubmission, Problem
 from unified.job import JobSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-STAGED_MODEL = "model.staged"
 
 
 def stage(spec: JobSpec, folder: Path, cache: Path) -> Path:

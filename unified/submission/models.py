@@ -8,12 +8,10 @@ from pathlib import Path
 
 from torch import nn
 
-from unified.admission import ModelForm, ModelRef
+from unified.admission import STAGED_MODEL, ModelForm, ModelRef
 from unified.errors import InvalidSubmission, Problem
 from unified.submission.trusted import load_trusted
 from unified.submission.umodel_read import load_umodel
-
-STAGED_MODEL = "model.staged"
 
 
 def recognise(path: Path, *, job: str, trust: bool, staged: bool) -> ModelRef:
