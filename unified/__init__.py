@@ -18,7 +18,8 @@ if TYPE_CHECKING:
         UnifiedError,
         WorkerDiedError,
     )
-    from unified.job import JobSpec, JobState
+    from unified.job import JobSpec
+    from unified.job_state import JobState
     from unified.results import Result, Timing
     from unified.submission.umodel_read import load_umodel
     from unified.submission.umodel_write import export
@@ -32,7 +33,7 @@ _HOMES = {
     "InvalidSubmission": "unified.errors",
     "JobFailedError": "unified.errors",
     "JobSpec": "unified.job",
-    "JobState": "unified.job",
+    "JobState": "unified.job_state",
     "Problem": "unified.errors",
     "Result": "unified.results",
     "Timing": "unified.results",

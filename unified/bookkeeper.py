@@ -1,23 +1,29 @@
 """Keeps the books of a run: what workers report becomes ledger entries, events, and news for the scheduler. Free of torch.
 
-The only place where a job's state changes while a run is under way.
+The only place where a job's state changes while a run is under way, through the journal: a job that turns out to be no longer
+ours ends in ``lost``.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from schedulers import base
 from unified import events, messages
-from unified.job import JobState
-from unified.ledger import JobRecord, Ledger
+from unified.budgets import Fault, Limits, Situation, Verdict, decide
+from unified.job_state import ENDED, JobState
+from unified.ledger import JobRecord, Journal, Ledger
+from unified.nursery import Exit
 from unified.results import seal, timing_of
 from unified.slots import Slot
 
-MAX_DEATHS = 2
+#: In a batch run somebody waits: a failure of its own ends a job, a worker's death only the second one.
+BATCH_LIMITS = Limits(max_retries=0, max_infra_failures=1000, is_batch=True)
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +34,27 @@ class Bookkeeper:
 
     Attributes:
         ledger: The jobs.
+        journal: Where changes of state are made.
         scheduler: Told of events, if it has ``on_event``.
         scheduler_name: For the results.
         emit: Told of everything that happens.
         clock: Seconds since the run began.
+        limits: What a job may use up before it is given up.
+        keeps_cancelled: Leave a cancelled job's files where they are.
+        lost: Jobs that turned out to be no longer ours; whoever drives has their members dropped.
+        bans: Pairs of jobs that brought a worker down together and must not meet again.
     """
 
     ledger: Ledger
+    journal: Journal
     scheduler: base.Scheduler
     scheduler_name: str
     emit: Callable[[events.Event], None]
     clock: Callable[[], float]
+    limits: Limits = BATCH_LIMITS
+    keeps_cancelled: bool = False
+    lost: list[JobRecord] = field(default_factory=list)
+    bans: set[frozenset[str]] = field(default_factory=set)
     _turn_starts: dict[str, float] = field(default_factory=dict)
 
     def note(self, kind: type[base.Event], record: JobRecord, **details: float) -> None:
@@ -46,58 +62,84 @@ class Bookkeeper:
         if isinstance(self.scheduler, base.Observes):
             self.scheduler.on_event(kind(unit_id=record.name, sequence=record.next_event(), **details))
 
+    def move(self, record: JobRecord, to: JobState, reason: str, **changes: Any) -> bool:
+        """Move a job, for a ``reason`` its owner understands; False if it is no longer ours."""
+        if not self.journal.move(record, to, reason, **changes):
+            self.lost.append(record)
+            return False
+        record.reason = reason
+        return True
+
+    def begin_residency(self, slot: Slot, record: JobRecord) -> bool:
+        """Note that a job is taken to ``slot``; False if it is no longer ours."""
+        if not self.journal.lease(record, slot.index):
+            self.lost.append(record)
+            return False
+        record.slot, record.is_safe, record.is_hosting, record.reason = slot.index, False, True, None
+        return True
+
     def begin_turn(self, slot: Slot, record: JobRecord) -> None:
         """Note that a job has a turn on ``slot``."""
         now = self.clock()
         record.is_running, slot.running = True, record.name
-        if record.state is JobState.QUEUED:
-            record.move(JobState.RUNNING)
         if record.first_start is None:
             record.first_start = now
-        self._turn_starts[record.name] = now
+        self._turn_starts[record.name] = slot.last_report = now
         self.emit(events.TurnStarted(at=now, job=record.name, slot=slot.index, threads=record.num_threads))
 
     def take(self, slot: Slot, report: messages.Report) -> None:
-        """Take in one report of the worker on ``slot``."""
-        record = self.ledger[report.job]
-        now = self.clock()
+        """Take in one report of the worker on ``slot``; one about a residency that is over is ignored."""
+        slot.last_report = self.clock()
+        if isinstance(report, messages.Attending):
+            slot.attending = None if report.is_over else report.job
+            return
+        record = self.ledger.get(report.job)
+        if record is None or record.slot != slot.index or record.epoch != report.epoch:
+            return
         match report:
             case messages.Hosted():
-                record.is_hosting, record.step = False, report.step
-                beside = [other for other in self.ledger.resident(slot.index) if other is not record]
-                for other in beside:
-                    other.companions.add(record.name)
-                    record.companions.add(other.name)
+                self._take_hosted(slot, record, report)
             case messages.Progress():
-                record.step, record.is_safe = report.step, False
-                self.emit(
-                    events.StepsDone(
-                        at=now,
-                        job=record.name,
-                        slot=slot.index,
-                        epoch=report.epoch,
-                        step=report.step,
-                        loss=report.loss,
-                    )
-                )
+                self._take_progress(slot, record, report)
             case messages.EpochEnded():
                 self._take_epoch(slot, record, report)
             case messages.TurnEnded():
                 self._take_turn(slot, record, report)
             case messages.Checkpointed():
-                record.is_safe, record.checkpoint_failed = True, False
+                self._take_checkpoint(slot, record, report)
             case messages.CheckpointFailed():
                 self._take_no_checkpoint(record, report)
-            case messages.Attending():
-                slot.attending = None if report.is_over else record.name
             case messages.Evicted():
                 self._take_evicted(slot, record, report.step)
             case messages.Returned():
                 self._finish(slot, record, report)
             case messages.Failed():
-                record.step = report.step
-                self._end_turn(slot, record)
-                self.fail(record, report.reason)
+                self._take_failure(slot, record, report)
+
+    def _take_hosted(self, slot: Slot, record: JobRecord, report: messages.Hosted) -> None:
+        record.is_hosting, record.step = False, report.step
+        beside = [other for other in self.ledger.resident(slot.index) if other is not record]
+        for other in beside:
+            other.companions.add(record.name)
+            record.companions.add(other.name)
+        if record.state is JobState.LOADING and not self.move(record, JobState.RUNNING, "trains", steps_done=report.step):
+            return
+        company = tuple(other.name for other in beside)
+        hosted = events.JobHosted(at=self.clock(), job=record.name, slot=slot.index, step=report.step, company=company)
+        self.emit(replace(hosted, damaged=report.damaged))
+
+    def _take_progress(self, slot: Slot, record: JobRecord, report: messages.Progress) -> None:
+        record.step, record.loss, record.is_safe = report.step, report.loss, False
+        self.emit(
+            events.StepsDone(
+                at=self.clock(),
+                job=record.name,
+                slot=slot.index,
+                epoch=report.data_epoch,
+                step=report.step,
+                loss=report.loss,
+            )
+        )
 
     def _take_epoch(self, slot: Slot, record: JobRecord, report: messages.EpochEnded) -> None:
         row = report.row
@@ -113,11 +155,45 @@ class Bookkeeper:
             )
         )
 
+    def _take_checkpoint(self, slot: Slot, record: JobRecord, report: messages.Checkpointed) -> None:
+        if not self.journal.checkpointed(record, report):
+            self.lost.append(record)
+            return
+        record.is_safe, record.checkpoint_failed, record.num_infra_failures = True, False, 0
+        self.emit(
+            events.JobCheckpointed(
+                at=self.clock(),
+                job=record.name,
+                step=report.step,
+                path=str(report.path),
+                num_bytes=report.num_bytes,
+                seconds=report.seconds,
+            )
+        )
+        if record.suspected_beside and len(self.ledger.resident(slot.index)) == 1:
+            self._clear(record)
+
+    def _clear(self, record: JobRecord) -> None:
+        """A suspect has trained alone for a while: it is harmless by itself, and not to meet the same company again."""
+        self.bans |= {frozenset({record.name, other}) for other in record.suspected_beside}
+        record.suspected_beside, record.is_alone = frozenset(), False
+
     def _take_no_checkpoint(self, record: JobRecord, report: messages.CheckpointFailed) -> None:
         logger.warning("job %s: no checkpoint could be written: %s", record.name, report.reason)
         record.checkpoint_failed = True
         if report.is_staying and record.leaving != "cancel":
-            record.leaving = None
+            record.leaving, record.returns_at_once = None, False
+            if record.state is JobState.PAUSING:
+                self.move(record, JobState.RUNNING, f"could not be paused: {report.reason}")
+        self.emit(
+            events.CheckpointRefused(
+                at=self.clock(),
+                job=record.name,
+                reason=report.reason,
+                is_disk=report.is_disk,
+                num_bytes=report.num_bytes,
+            )
+        )
 
     def _take_turn(self, slot: Slot, record: JobRecord, report: messages.TurnEnded) -> None:
         record.step, record.is_returning, record.is_safe = report.step, report.done, False
@@ -151,49 +227,61 @@ class Bookkeeper:
         self._end_turn(slot, record, max(0, steps))
         self.settle_evicted(record)
 
-    def settle_evicted(self, record: JobRecord) -> None:
+    def settle_evicted(self, record: JobRecord, reason: str = "makes room on its slot") -> None:
         """Let a job that has left its slot go where it was to go."""
-        purpose = record.leaving
+        returns_at_once = record.returns_at_once
         record.leave_slot()
-        if purpose == "cancel":
+        if record.state is JobState.CANCELLING:
             self.set_cancelled(record)
-        elif purpose == "pause":
-            self.set_aside(record)
-        elif record.state is JobState.RUNNING:
-            record.move(JobState.QUEUED)
+        elif record.state is JobState.PAUSING and returns_at_once:
+            self.move(record, JobState.PAUSED, "paused on request")
+            self.move(record, JobState.QUEUED, "resumed")
+        elif record.state is JobState.PAUSING:
+            self.set_aside(record, record.reason or "paused on request")
+        elif record.state in {JobState.LOADING, JobState.RUNNING}:
+            self.move(record, JobState.QUEUED, reason)
 
-    def set_aside(self, record: JobRecord) -> None:
+    def set_aside(self, record: JobRecord, reason: str = "paused on request") -> None:
         """Note that a job is paused."""
-        record.move(JobState.PAUSED)
-        self.note(base.Paused, record)
-        self.emit(events.JobPaused(at=self.clock(), job=record.name, step=record.step))
+        if self.move(record, JobState.PAUSED, reason):
+            self.note(base.Paused, record)
+            self.emit(events.JobPaused(at=self.clock(), job=record.name, step=record.step))
 
     def set_waiting(self, record: JobRecord) -> None:
         """Note that a paused job waits for its turn again."""
-        record.move(JobState.QUEUED)
-        self.note(base.Resumed, record)
-        self.emit(events.JobResumed(at=self.clock(), job=record.name, step=record.step))
+        if self.move(record, JobState.QUEUED, "resumed"):
+            self.note(base.Resumed, record)
+            self.emit(events.JobResumed(at=self.clock(), job=record.name, step=record.step))
 
     def set_cancelled(self, record: JobRecord) -> None:
-        """Note that a job is cancelled, and keep nothing of it."""
-        record.move(JobState.CANCELLED)
+        """Note that a job is cancelled; unless a queue keeps them, nothing is left of its files."""
+        if not self.move(record, JobState.CANCELLED, "cancelled on request"):
+            return
         record.end_time = self.clock()
-        shutil.rmtree(record.checkpoints, ignore_errors=True)
-        if record.has_results_folder:
-            shutil.rmtree(record.results, ignore_errors=True)  # ours: it was not there before the run
+        if not self.keeps_cancelled:
+            shutil.rmtree(record.checkpoints, ignore_errors=True)
+            if record.has_results_folder:
+                shutil.rmtree(record.results, ignore_errors=True)  # ours: it was not there before the run
         self.note(base.Cancelled, record)
         self.emit(events.JobCancelled(at=self.clock(), job=record.name))
 
     def _finish(self, slot: Slot, record: JobRecord, returned: messages.Returned) -> None:
+        if record.state is JobState.CANCELLING:
+            self.settle_evicted(record)  # too late to be published
+            return
         record.end_time, record.metrics = self.clock(), returned.metrics
         try:
             seal(record, returned, scheduler=self.scheduler_name, device=slot.device)
+            is_ours = self.journal.publish(record)
         except OSError as error:
-            self.fail(record, f"its result could not be sealed: {error}")
+            self._settle_failure(record, self._situation(slot, record, Fault.OWN), f"its result could not be sealed: {error}")
             return
         record.leave_slot()
-        record.move(JobState.FINISHED)
-        shutil.rmtree(record.checkpoints, ignore_errors=True)
+        if not is_ours:
+            self.lost.append(record)
+            return
+        if not self.keeps_cancelled:
+            shutil.rmtree(record.checkpoints, ignore_errors=True)
         self.note(base.Finished, record)
         self.tell_finished(record)
 
@@ -213,26 +301,93 @@ class Bookkeeper:
             )
         )
 
-    def fail(self, record: JobRecord, reason: str) -> None:
-        """Note that a job failed, for ``reason``."""
+    def fail(self, record: JobRecord, reason: str, *, to: JobState = JobState.FAILED, log: str = "", **changes: Any) -> None:
+        """Note that a job has failed for good, for ``reason``."""
         record.leave_slot()
-        record.move(JobState.FAILED)
-        record.reason, record.end_time = reason, self.clock()
-        log = record.results / "job.log"
+        record.end_time = self.clock()
+        if not self.move(record, to, reason, **changes):
+            return
+        path = record.results / "job.log"
         self.note(base.Failed, record)
-        self.emit(events.JobFailed(at=record.end_time, job=record.name, reason=reason, log=str(log) if log.is_file() else None))
+        where = str(path) if path.is_file() else None
+        self.emit(events.JobFailed(at=record.end_time, job=record.name, reason=reason, log=where, traceback=log))
 
-    def lose_worker(self, slot: Slot, reason: str) -> None:
-        """A worker died: its jobs go back to the queue, the one it was busy with for a limited number of times."""
+    def _take_failure(self, slot: Slot, record: JobRecord, report: messages.Failed) -> None:
+        record.step = report.step
+        self._end_turn(slot, record)
+        situation = self._situation(slot, record, report.fault, f"{report.fault} at step {report.step}: {report.reason[:200]}")
+        self._settle_failure(record, situation, report.reason, report.log)
+
+    def _situation(self, slot: Slot, record: JobRecord, fault: Fault, signature: str = "") -> Situation:
+        return Situation(
+            fault=fault,
+            signature=signature or f"{fault} at step {record.step}",
+            was_alone=len(self.ledger.resident(slot.index)) == 1,
+            is_alone=record.is_alone,
+            num_job_failures=record.num_job_failures,
+            num_infra_failures=record.num_infra_failures,
+            num_blames=record.num_blames,
+            last_fault=record.last_fault,
+        )
+
+    def _settle_failure(self, record: JobRecord, situation: Situation, reason: str, log: str = "") -> None:
+        """Carry out what follows a failure of a resident job."""
+        if record.state is JobState.CANCELLING:
+            self.settle_evicted(record)
+            return
+        verdict = decide(situation, self._limits_of(record), jitter=random.random())
+        accounts = _accounts(verdict)
+        for name, value in accounts.items():
+            setattr(record, name, value)
+        if verdict.state in ENDED:
+            text = reason if self.limits.is_batch else f"{reason} ({verdict.why})"
+            self.fail(record, text, to=verdict.state, log=log, **accounts)
+            return
+        is_pausing, returns_at_once = record.state is JobState.PAUSING, record.returns_at_once
+        record.leave_slot()
+        text = f"{reason} ({verdict.why})"
+        delay = {"delay_seconds": verdict.delay_seconds} if verdict.state is JobState.RETRY_WAIT and not is_pausing else {}
+        if not self.move(record, JobState.PAUSED if is_pausing else verdict.state, text, **accounts, **delay):
+            return
+        self.note(base.WorkerLost, record)
+        set_back = events.JobSetBack(at=self.clock(), job=record.name, reason=text, state=str(record.state), traceback=log)
+        self.emit(set_back)
+        if is_pausing and returns_at_once:
+            self.set_waiting(record)
+
+    def _limits_of(self, record: JobRecord) -> Limits:
+        return self.limits if self.limits.is_batch else replace(self.limits, max_retries=record.submission.spec.max_retries)
+
+    def lose_worker(self, slot: Slot, how: Exit, *, is_stalled: bool, is_out_of_memory: bool) -> None:
+        """A worker died: its jobs go on from their checkpoints; whose fault it was decides who runs alone first."""
         lost = self.ledger.resident(slot.index)
+        reason = "no step finished for too long" if is_stalled else str(how)
         self.emit(events.WorkerLost(at=self.clock(), slot=slot.index, reason=reason, jobs=tuple(r.name for r in lost)))
         blamed, slot.attending = slot.attending, None
+        suspects = [r for r in lost if (r.name == blamed if blamed else r.is_running or r.is_hosting)]
+        is_infrastructure = how.is_from_outside and not is_stalled and not is_out_of_memory and not self.limits.is_batch
+        fault = Fault.STALL if is_stalled else Fault.OUT_OF_MEMORY if is_out_of_memory else Fault.CRASH
+        situations = []
         for record in lost:
-            record.num_deaths += record.name == blamed if blamed else record.is_running or record.is_hosting
-        for record in lost:
+            of_it = Fault.KILLED if is_infrastructure else fault if record in suspects else Fault.NEIGHBOUR
+            situations.append(self._situation(slot, record, of_it))
+        for record, situation in zip(lost, situations, strict=True):
             self._end_turn(slot, record)
-            self.note(base.WorkerLost, record)
-            if record.num_deaths >= MAX_DEATHS and record.leaving is None:
-                self.fail(record, f"its worker died {record.num_deaths} times while it ran ({reason})")
-            else:
-                self.settle_evicted(record)
+            if record.state is JobState.PAUSING:
+                self.settle_evicted(record)  # its last checkpoint is what it was to leave with
+                continue
+            if record in suspects and not is_infrastructure:
+                record.suspected_beside |= {other.name for other in lost if other is not record}
+            self._settle_failure(record, situation, _death_text(record, situation, reason))
+
+
+def _accounts(verdict: Verdict) -> dict[str, Any]:
+    names = ("is_alone", "num_job_failures", "num_infra_failures", "num_blames", "last_fault")
+    return {name: getattr(verdict, name) for name in names}
+
+
+def _death_text(record: JobRecord, situation: Situation, reason: str) -> str:
+    if situation.fault in {Fault.NEIGHBOUR, Fault.KILLED}:
+        return f"its worker died ({reason})"
+    count = record.num_blames + 1
+    return f"its worker died {f'{count} times ' if count > 1 else ''}while it ran ({reason})"

@@ -5,7 +5,10 @@ Every decision of who runs comes from the scheduler; what comes of it is noted b
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,10 +19,12 @@ from schedulers.fcfs import FirstComeFirstServed
 from unified import messages
 from unified.bookkeeper import Bookkeeper
 from unified.errors import WorkerDiedError
-from unified.job import JobState
-from unified.ledger import ENDED, JobRecord, Ledger
-from unified.nursery import Nursery
-from unified.packing import Plan, Stage, admits
+from unified.job_state import ENDED, JobState
+from unified.ledger import JobRecord, Ledger
+from unified.nursery import Exit, Nursery
+from unified.oom import num_oom_kills
+from unified.packing import Plan, Stage
+from unified.placement import Placement
 from unified.planning import Planner
 from unified.quantities import plural
 from unified.slots import Slot
@@ -41,6 +46,7 @@ class Conductor:
         nursery: Where workers come from.
         planner: Knows the devices and their memory.
         deterministic: Workers use deterministic kernels only.
+        checkpoint_seconds: Interval between a job's checkpoints.
     """
 
     books: Bookkeeper
@@ -48,10 +54,12 @@ class Conductor:
     nursery: Nursery
     planner: Planner
     deterministic: bool
+    checkpoint_seconds: float = 30.0
     slots: list[Slot] = field(default_factory=list)
     _plan: Plan | None = None
     _stage: Stage = _NO_STAGE
     _num_idle_deaths: int = 0
+    _oom_kills: int = field(default_factory=num_oom_kills)
 
     def adopt(self, plan: Plan) -> None:
         """Take over a plan: fix each job's threads and make the first stage's slots."""
@@ -98,11 +106,28 @@ class Conductor:
         ready = [record for record in self._ledger.ready() if self._belongs(record)]
         if not ready:
             return
+        ready = self._make_way(ready)
         for grant in self._select(ready):
             self._grant(self._ledger[grant.unit_id], self.slots[grant.slot_id], grant.quantum)
         for slot in self.slots:
             if slot.running is None:
                 self._fetch_parked_job(slot)
+
+    def _make_way(self, ready: list[JobRecord]) -> list[JobRecord]:
+        """Clear the slot that is kept for a job which needs its own: who is parked there goes elsewhere, and gets no turn."""
+        placement = self._placement
+        lonely = placement.first_lonely(ready)
+        if lonely is None:
+            return ready
+        parked = placement.parked_on(placement.reserved_for(lonely))
+        for record in parked:
+            self._evict(record, "move")
+        return [record for record in ready if record not in parked]
+
+    @property
+    def _placement(self) -> Placement:
+        capacity = self.planner.capacity_of(self._stage)
+        return Placement(ledger=self._ledger, slots=self.slots, capacity_bytes=capacity, bans=self.books.bans)
 
     def receive(self, slot: Slot) -> None:
         """Take in one report of a worker, or its death."""
@@ -114,30 +139,52 @@ class Conductor:
             return
         self.books.take(slot, report)
 
-    def pause(self, record: JobRecord) -> None:
+    def pause(self, record: JobRecord, reason: str = "paused on request") -> None:
         """Set a job aside; see :meth:`unified.Engine.pause`."""
-        if record.state is JobState.PAUSED or record.state in ENDED or record.is_returning:
-            return
         if record.slot is None:
-            self.books.set_aside(record)
-        else:
-            self._evict(record, "pause")
+            if record.state in {JobState.QUEUED, JobState.RETRY_WAIT}:
+                self.books.set_aside(record, reason)
+        elif record.state in {JobState.LOADING, JobState.RUNNING} and not record.is_returning:
+            if self.books.move(record, JobState.PAUSING, reason):
+                self._evict(record, "pause")
+        elif record.state is JobState.PAUSING:
+            record.returns_at_once = False
+
+    def set_aside_at_once(self, record: JobRecord, reason: str) -> None:
+        """Pause a resident job without a new checkpoint: the disk takes none."""
+        if record.state in {JobState.LOADING, JobState.RUNNING} and self.books.move(record, JobState.PAUSING, reason):
+            record.leaving = "pause"
+            self._send_evict(record, keep=False)
 
     def resume(self, record: JobRecord) -> None:
         """Let a paused job wait for its turn again."""
-        if record.leaving == "pause":
-            record.leaving = "move"  # it comes back as soon as it is out
+        if record.state is JobState.PAUSING:
+            record.returns_at_once = True  # it comes back as soon as it is out
         elif record.state is JobState.PAUSED:
             self.books.set_waiting(record)
 
     def cancel(self, record: JobRecord) -> None:
         """End a job on request."""
-        if record.state in ENDED:
+        if record.state in ENDED or record.state is JobState.CANCELLING:
             return
         if record.slot is None:
             self.books.set_cancelled(record)
-        else:
+        elif self.books.move(record, JobState.CANCELLING, "cancelled on request"):
             self._evict(record, "cancel")
+
+    def drop(self, record: JobRecord) -> None:
+        """Forget a job that is no longer ours; its member leaves without a word."""
+        if record.slot is not None:
+            self._send_evict(record, keep=False)
+            self.slots[record.slot].forget(record.name)
+        self._ledger.remove(record.name)
+
+    def stop_stalled(self, slot: Slot) -> None:
+        """End a worker that says nothing any more; its death is taken in like any other."""
+        if slot.child is not None:
+            slot.is_stalled = True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(slot.child.pid, signal.SIGKILL)
 
     def checkpoint(self, record: JobRecord) -> None:
         """Have a checkpoint written; a job that is not resident has its state on disk already."""
@@ -163,9 +210,8 @@ class Conductor:
             self._end_worker(slot)
         for record in self._ledger.all():
             if record.slot is not None:
-                record.leave_slot()
-                if record.state is JobState.RUNNING:
-                    record.move(JobState.QUEUED)
+                record.returns_at_once = False
+                self.books.settle_evicted(record, "its slot was closed down")
         self.slots, self._stage = [], _NO_STAGE
 
     def _belongs(self, record: JobRecord) -> bool:
@@ -203,7 +249,10 @@ class Conductor:
 
     def _select(self, ready: Sequence[JobRecord]) -> list[base.Grant]:
         views = [record.view() for record in ready]
-        slots = [base.SlotView(id=slot.index, running=slot.running, accepts=self._accepted(slot, ready)) for slot in self.slots]
+        placement = self._placement
+        slots = [
+            base.SlotView(id=slot.index, running=slot.running, accepts=placement.accepted(slot, ready)) for slot in self.slots
+        ]
         grants = self.scheduler.select(self.books.clock(), views, slots)
         wrong = _wrong_grant(grants, views, slots)
         if wrong is None:
@@ -211,28 +260,24 @@ class Conductor:
         logger.warning("scheduler %s: %s; this decision is taken by fcfs", self.books.scheduler_name, wrong)
         return FirstComeFirstServed().select(self.books.clock(), views, slots)
 
-    def _accepted(self, slot: Slot, ready: Sequence[JobRecord]) -> frozenset[str]:
-        unplaced = [record for record in ready if record.slot is None]
-        return frozenset(record.name for record in unplaced if self._fits(record, slot))
-
-    def _fits(self, record: JobRecord, slot: Slot) -> bool:
-        capacity = self.planner.capacity_of(self._stage)
-        if slot.device == "cpu":
-            others = [other for other in self.slots if other is not slot]
-            capacity -= sum(_total_demand(self._ledger.resident(other.index)) for other in others)
-        resident = [resident.demand for resident in self._ledger.resident(slot.index)]
-        return admits(record.demand, resident, capacity)
-
     def _grant(self, record: JobRecord, slot: Slot, quantum: base.Quantum) -> None:
-        if record.slot is None and not self._make_folder(record):
-            return
-        slot.start(self.nursery, deterministic=self.deterministic)
         if record.slot is None:
-            record.slot, record.is_safe = slot.index, False
-            record.is_hosting = True
-            slot.send(messages.Host(submission=record.submission, checkpoints=record.checkpoints, results=record.results))
+            if not self.books.begin_residency(slot, record) or not self._make_folder(record):
+                return
+            slot.start(self.nursery, deterministic=self.deterministic)
+            slot.send(self._host(record))
         slot.send(messages.RunTurn(job=record.name, quantum=quantum))
         self.books.begin_turn(slot, record)
+
+    def _host(self, record: JobRecord) -> messages.Host:
+        return messages.Host(
+            submission=record.submission,
+            checkpoints=record.checkpoints,
+            results=record.results,
+            epoch=record.epoch,
+            restore_from=record.restore_from,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
 
     def _make_folder(self, record: JobRecord) -> bool:
         try:
@@ -252,7 +297,7 @@ class Conductor:
             for other in self.slots
             if other.running is not None
             for record in self._ledger.resident(other.index)
-            if record.is_ready and self._fits(record, slot)
+            if record.is_ready and self._placement.fits(record, slot)
         ]
         if parked:
             self._evict(max(parked, key=lambda record: record.seconds_left), "move")
@@ -262,22 +307,26 @@ class Conductor:
         is_told = record.leaving is not None
         record.leaving = purpose
         if not is_told or purpose == "cancel":
-            self.slots[record.slot].send(messages.Evict(job=record.name, keep=purpose != "cancel"))
+            self._send_evict(record, keep=purpose != "cancel")
+
+    def _send_evict(self, record: JobRecord, *, keep: bool) -> None:
+        assert record.slot is not None, "only resident jobs are evicted"
+        self.slots[record.slot].send(messages.Evict(job=record.name, keep=keep))
 
     def _lose_worker(self, slot: Slot) -> None:
         assert slot.child is not None, "it lived until now"
-        reason = self.nursery.reap(slot.child)
+        how = self.nursery.reap(slot.child)
         slot.child = None
         self._num_idle_deaths = 0 if self._ledger.resident(slot.index) else self._num_idle_deaths + 1
         if self._num_idle_deaths >= MAX_IDLE_DEATHS:
-            raise WorkerDiedError(f"workers of {slot.describe()} keep dying before they get work ({reason})")
-        self.books.lose_worker(slot, reason)
+            raise WorkerDiedError(f"workers of {slot.describe()} keep dying before they get work ({how})")
+        is_out_of_memory = self._was_out_of_memory(how)
+        self.books.lose_worker(slot, how, is_stalled=slot.is_stalled, is_out_of_memory=is_out_of_memory)
 
-
-def _total_demand(records: Sequence[JobRecord]) -> int:
-    demands = [record.demand for record in records]
-    extra = max((demand.peak_bytes - demand.resident_bytes for demand in demands), default=0)
-    return sum(demand.resident_bytes for demand in demands) + extra
+    def _was_out_of_memory(self, how: Exit) -> bool:
+        """Whether the system's memory guard killed a process since it was last asked, and this may be the one."""
+        before, self._oom_kills = self._oom_kills, num_oom_kills()
+        return how.code == -signal.SIGKILL and self._oom_kills > before
 
 
 def _wrong_grant(grants: Sequence[base.Grant], ready: Sequence[base.JobView], slots: Sequence[base.SlotView]) -> str | None:

@@ -28,8 +28,9 @@ from unified.conductor import Conductor
 from unified.device import parse_device
 from unified.errors import UnifiedError
 from unified.intake import Intake
-from unified.job import JobSpec, JobState
-from unified.ledger import ENDED, JobRecord, Ledger
+from unified.job import JobSpec
+from unified.job_state import ENDED, JobState
+from unified.ledger import JobRecord, Ledger, MemoryJournal
 from unified.monitor import Monitor
 from unified.nursery import Nursery
 from unified.packing import Plan
@@ -108,6 +109,7 @@ class Engine:
         self._intake = Intake(nursery=self._nursery, folder=self._folder, planner=self._planner, trust=trust, resume=resume)
         self._books = Bookkeeper(
             ledger=self._ledger,
+            journal=MemoryJournal(),
             scheduler=self._scheduler,
             scheduler_name=self.scheduler_name,
             emit=self._emit,

@@ -117,11 +117,50 @@ class JobFinished(JobEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobHosted(JobEvent):
+    """The job is resident on ``slot`` at ``step``, beside ``company``; ``damaged`` checkpoints were passed over."""
+
+    slot: int
+    step: int
+    company: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobCheckpointed(JobEvent):
+    """A checkpoint at ``step`` is on disk; the job would go on from it."""
+
+    step: int
+    path: str
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRefused(JobEvent):
+    """No checkpoint could be written; ``is_disk`` if the disk is full or fails, and ``num_bytes`` would have been needed."""
+
+    reason: str
+    is_disk: bool
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSetBack(JobEvent):
+    """The job lost its slot to a failure, its own or another's, and is tried again; ``state`` says how."""
+
+    reason: str
+    state: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobFailed(JobEvent):
     """The job failed for its own ``reason`` (one line); ``log`` is the file with the whole story, if any."""
 
     reason: str
     log: str | None
+    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

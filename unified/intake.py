@@ -15,7 +15,8 @@ from pathlib import Path
 
 from unified.admission import Submission
 from unified.errors import DoesNotFitError, InvalidSubmission, Problem, UnifiedError
-from unified.job import JobSpec, JobState
+from unified.job import JobSpec
+from unified.job_state import JobState
 from unified.ledger import JobRecord
 from unified.messages import Inspect, Inspected
 from unified.nursery import Nursery

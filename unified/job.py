@@ -1,11 +1,10 @@
-"""A job: what one user hands in to be trained, and the states it goes through. Free of torch until checked."""
+"""A job: what one user hands in to be trained. Free of torch until checked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from unified.errors import InvalidSubmission, Problem, UnifiedError
+from unified.errors import InvalidSubmission, Problem
 from unified.job_parts import (
     CheckpointSpec,
     DataSpec,
@@ -39,6 +38,7 @@ from unified.job_rules import (
 )
 from unified.job_values import (
     MAX_INT,
+    ClientToken,
     JobName,
     MetricNames,
     ModelSource,
@@ -69,7 +69,20 @@ _STAND_INS: dict[str, Any] = {
 }
 
 #: What changes when, where and for whom a job trains, but not what comes out. Files count by their content.
-_NOT_TRAINING = {"name", "user", "priority", "deadline_seconds", "checkpoint", "model"}
+_NOT_TRAINING = {
+    "name",
+    "id",
+    "user",
+    "client_token",
+    "priority",
+    "weight",
+    "deadline_seconds",
+    "max_retries",
+    "max_run_seconds",
+    "exclusive",
+    "checkpoint",
+    "model",
+}
 _FILES = {"train", "test", "tokenizer"}
 
 
@@ -86,6 +99,9 @@ class JobSpec(Part):
 
     Attributes:
         name: The job's name, unique within a run: letters, digits, ``.``, ``_`` and ``-``.
+        id: What a queue calls the job; made from its name and content if it is not given.
+        client_token: A word of the submitter's own, at most 200 characters: a second submission with the same one is the
+            first job again.
         user: Whose job it is.
         model: Path of the model, or an ``nn.Module``.
         data: What it trains and is tested on.
@@ -102,6 +118,10 @@ class JobSpec(Part):
         seed: Of the order of samples, and of dropout and the like.
         priority: Lower runs earlier, where the scheduler looks at it.
         deadline_seconds: When it should be done, in seconds since submission.
+        weight: The owner's share, where the scheduler looks at it.
+        max_retries: How often a queue tries it again after a failure of its own.
+        max_run_seconds: Training time after which a queue fails it.
+        exclusive: Whether a queue must give it a slot of its own.
         early_stopping: When to stop before the end.
         checkpoint: How often to save its state.
         precision: ``"fp32"``, or mixed with ``"bf16"`` or ``"fp16"``.
@@ -133,6 +153,8 @@ class JobSpec(Part):
     model_config = ConfigDict(title="job.json", json_schema_extra=_one_length)
 
     name: JobName
+    id: JobName | None = None
+    client_token: ClientToken | None = None
     user: UserName | None = None
     model: ModelSource
     data: DataSpec
@@ -147,7 +169,11 @@ class JobSpec(Part):
     clip_grad_norm: PositiveFloat | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
     priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] = 0
+    weight: PositiveFloat = 1.0
     deadline_seconds: PositiveFloat | None = None
+    max_retries: Annotated[int, Field(ge=0, le=1000)] = 2
+    max_run_seconds: PositiveFloat | None = None
+    exclusive: bool = False
     early_stopping: EarlyStopping | None = None
     checkpoint: CheckpointSpec = CheckpointSpec()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -156,18 +182,19 @@ class JobSpec(Part):
     output: OutputName | None = None
 
     @classmethod
-    def parse(cls, mapping: Mapping[str, Any], job: str | None = None) -> JobSpec:
+    def parse(cls, mapping: Mapping[str, Any], job: str | None = None, *, asks_torch: bool = True) -> JobSpec:
         """Check the content of a ``job.json`` and return the job.
 
         Args:
             mapping: The fields.
             job: What to call the job in messages if it has no name, e.g. its folder.
+            asks_torch: Whether to check what PyTorch would refuse in loss, optimizer and schedule, which imports it.
 
         Raises:
             InvalidSubmission: With everything that is wrong.
         """
         fields = dict(mapping) if isinstance(mapping, Mapping) else mapping
-        return cls.model_validate(fields, context={"job": job})
+        return cls.model_validate(fields, context={"job": job, "asks_torch": asks_torch})
 
     @classmethod
     def read(cls, path: str | Path) -> JobSpec:
@@ -225,6 +252,8 @@ class JobSpec(Part):
             sound = {field: value[field] for field in value.keys() & cls.model_fields.keys() - malformed}
             spec = handler(_STAND_INS | sound)
         problems += _problems_between(spec, malformed, job)
+        if (info.context or {}).get("asks_torch", True):
+            problems += _torch_problems(spec, malformed, job)
         if problems:
             raise InvalidSubmission(problems)
         return spec
@@ -237,20 +266,25 @@ def _called(value: object, context: dict[str, Any] | None) -> str:
 
 
 def _problems_between(spec: JobSpec, malformed: frozenset[str], job: str) -> list[Problem]:
-    """Return what is wrong between well-formed fields, and what PyTorch would refuse in them."""
-    # Only here, and not at the top: a process that merely passes jobs on never imports torch.
-    from unified.component_problems import component_problems
-
+    """Return what is wrong between well-formed fields."""
     problems: list[Problem] = []
     for fields, rule in _RULES:
         if malformed.isdisjoint(fields):
             problems += rule(job, *(getattr(spec, field) for field in fields))
+    return problems
+
+
+def _torch_problems(spec: JobSpec, malformed: frozenset[str], job: str) -> list[Problem]:
+    """Return what PyTorch would refuse in well-formed fields."""
+    # Only here, and not at the top: a process that merely passes jobs on never imports torch.
+    from unified.component_problems import component_problems
+
     loss, optimizer, lr_scheduler, epochs, max_steps = (
         None if field in malformed else getattr(spec, field)
         for field in ("loss", "optimizer", "lr_scheduler", "epochs", "max_steps")
     )
     every_step = lr_scheduler is not None and lr_scheduler.every == "step"
-    return problems + component_problems(
+    return component_problems(
         job,
         loss=loss,
         optimizer=optimizer,
@@ -264,35 +298,3 @@ def path_problems(spec: JobSpec) -> list[Problem]:
     sources = {"model": spec.model, "data.train": spec.data.train, "data.test": spec.data.test}
     paths = {field: source for field, source in sources.items() if isinstance(source, str)}
     return [*relative_path_problems(spec.name, paths | {"data.tokenizer": spec.data.tokenizer})]
-
-
-class IllegalMoveError(UnifiedError):
-    """A job was asked to go to a state that its present one does not lead to; nothing was changed."""
-
-
-class JobState(StrEnum):
-    """Where a job stands. It changes only along :data:`LEGAL_MOVES`."""
-
-    QUEUED = "queued"  #: waits for its first turn, or for the next one after a pause or a lost worker
-    RUNNING = "running"  #: resident on a slot, has begun
-    PAUSED = "paused"  #: set aside on request, its state in a checkpoint
-    FINISHED = "finished"  #: trained, verified and returned
-    FAILED = "failed"  #: ended for a reason of its own
-    CANCELLED = "cancelled"  #: ended on request
-
-
-LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),
-    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.PAUSED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}),
-    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
-    JobState.FINISHED: frozenset(),
-    JobState.FAILED: frozenset(),
-    JobState.CANCELLED: frozenset(),
-}
-
-
-def check_move(old: JobState, new: JobState, *, job: str = "?") -> None:
-    """Raise :class:`IllegalMoveError` unless a job may go from ``old`` to ``new``."""
-    if new not in LEGAL_MOVES[old]:
-        allowed = ", ".join(sorted(LEGAL_MOVES[old])) or "nothing: it has ended"
-        raise IllegalMoveError(f"job {job!r}: cannot go from {old} to {new}; from {old} it may go to {allowed}")

@@ -166,6 +166,12 @@ def _user_name(name: str) -> str:
     return name
 
 
+def _client_token(token: str) -> str:
+    if not 0 < len(token) <= 200 or not token.isprintable():
+        raise refusal("E-VALUE", "1 to 200 printable characters", "shorten or correct it")
+    return token
+
+
 def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -178,3 +184,6 @@ MetricNames = Annotated[
 
 JobName = Annotated[str, AfterValidator(_job_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})]
 UserName = Annotated[str, AfterValidator(_user_name), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 100})]
+ClientToken = Annotated[
+    str, AfterValidator(_client_token), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 200})
+]

@@ -1,4 +1,4 @@
-"""The ledger of a run: every job's state and times in one place, changed only through its methods. Free of torch."""
+"""The ledger of a run: every job's state and times in one place; states change through a journal only. Free of torch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from schedulers.base import JobView
 from unified.admission import Submission
 from unified.errors import UnifiedError
-from unified.job import JobState, check_move
+from unified.job_state import JobState, check_move
+from unified.messages import Checkpointed
 from unified.packing import Demand
-
-ENDED = frozenset({JobState.FINISHED, JobState.FAILED, JobState.CANCELLED})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,7 +25,9 @@ class JobRecord:
         results: Folder of its result.
         checkpoints: Folder of its checkpoints.
         submit_time: When it was submitted.
-        state: Where it stands; changed by :meth:`move` alone.
+        state: Where it stands; changed by a :class:`Journal` alone.
+        epoch: Number of times it was taken to a slot; its worker's files and reports carry it.
+        restore_from: Checkpoints to go on from, best first; None for all that are in ``checkpoints``.
         num_threads: Intra-op threads for its whole life on a CPU; None until planned.
         slot: Where it is resident, or None.
         is_hosting: The worker was told to host it and has not answered yet.
@@ -35,6 +37,7 @@ class JobRecord:
         checkpoint_failed: Its last checkpoint could not be written.
         is_safe: Nothing has been trained since its last checkpoint.
         leaving: Why it was told to leave its slot: ``"pause"``, ``"cancel"``, ``"move"``, or None.
+        returns_at_once: Once it is paused it is to wait for its turn again.
         step: Optimizer steps done, as last reported.
         step_seconds: Seconds of a step, measured over its turns; None before the first.
         trial_seconds: Seconds of a trial step by number of threads, measured on a copy before the run.
@@ -42,8 +45,14 @@ class JobRecord:
         end_time: When it ended.
         training_seconds: Sum of its turns.
         peak_bytes: Highest memory, estimated on a CPU, measured on a GPU.
-        num_deaths: How often a worker died in one of its turns.
-        reason: Why it failed.
+        is_alone: It must have a slot to itself: it is on probation, or ran out of memory beside others.
+        suspected_beside: Whom it ran beside when its worker died, until it is cleared.
+        num_job_failures: Failures of its own.
+        num_infra_failures: Failures of workers and hosts since its last progress.
+        num_blames: How often it was the culprit of a worker's death.
+        last_fault: Kind and step of its last failure.
+        reason: Why it failed, or why it waits.
+        loss: Latest loss reported.
         metrics: The last row of its metrics.
         companions: Names of jobs that were resident beside it.
         num_events: Counter for the scheduler's events.
@@ -54,6 +63,8 @@ class JobRecord:
     checkpoints: Path
     submit_time: float
     state: JobState = JobState.QUEUED
+    epoch: int = 0
+    restore_from: tuple[Path, ...] | None = None
     num_threads: int | None = None
     slot: int | None = None
     is_hosting: bool = False
@@ -63,6 +74,7 @@ class JobRecord:
     checkpoint_failed: bool = False
     is_safe: bool = True
     leaving: str | None = None
+    returns_at_once: bool = False
     step: int = 0
     step_seconds: float | None = None
     trial_seconds: dict[int, float] = field(default_factory=dict)
@@ -70,8 +82,14 @@ class JobRecord:
     end_time: float | None = None
     training_seconds: float = 0.0
     peak_bytes: int = 0
-    num_deaths: int = 0
+    is_alone: bool = False
+    suspected_beside: frozenset[str] = frozenset()
+    num_job_failures: int = 0
+    num_infra_failures: int = 0
+    num_blames: int = 0
+    last_fault: str | None = None
     reason: str | None = None
+    loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     companions: set[str] = field(default_factory=set)
     num_events: int = 0
@@ -93,14 +111,10 @@ class JobRecord:
         estimate = self.submission.estimate
         return Demand(resident_bytes=estimate.resident_bytes, peak_bytes=estimate.peak_bytes)
 
-    def move(self, state: JobState) -> None:
-        """Change the state.
-
-        Raises:
-            IllegalMoveError: If ``state`` cannot follow the present one.
-        """
-        check_move(self.state, state, job=self.name)
-        self.state = state
+    @property
+    def needs_own_slot(self) -> bool:
+        """Whether nobody may be resident beside it."""
+        return self.is_alone or self.submission.spec.exclusive
 
     def leave_slot(self) -> None:
         """Note that the job is no longer resident anywhere."""
@@ -140,6 +154,52 @@ class JobRecord:
         )
 
 
+class Journal(Protocol):
+    """Where changes of jobs' states are made. A queue's journal makes them durable first."""
+
+    def move(self, record: JobRecord, to: JobState, reason: str, **changes: Any) -> bool:
+        """Move a job; False if it is no longer ours to move, and then nothing was changed.
+
+        Raises:
+            IllegalMoveError: If ``to`` cannot follow the present state.
+        """
+        ...
+
+    def lease(self, record: JobRecord, slot: int) -> bool:
+        """Take a job to a slot: QUEUED -> LOADING under a new epoch; False if it is no longer ours to take."""
+        ...
+
+    def publish(self, record: JobRecord) -> bool:
+        """Make the finished result in ``record.results`` the job's result: -> FINISHED; False as for :meth:`move`."""
+        ...
+
+    def checkpointed(self, record: JobRecord, report: Checkpointed) -> bool:
+        """Make a checkpoint that is on disk the one to go on from; False as for :meth:`move`."""
+        ...
+
+
+class MemoryJournal:
+    """The journal of a run in memory: what is on disk says itself how far each job came."""
+
+    def move(self, record: JobRecord, to: JobState, reason: str, **changes: Any) -> bool:
+        """See :class:`Journal`."""
+        check_move(record.state, to, job=record.name)
+        record.state = to
+        return True
+
+    def lease(self, record: JobRecord, slot: int) -> bool:
+        """See :class:`Journal`."""
+        return self.move(record, JobState.LOADING, "")
+
+    def publish(self, record: JobRecord) -> bool:
+        """See :class:`Journal`."""
+        return self.move(record, JobState.FINISHED, "")
+
+    def checkpointed(self, record: JobRecord, report: Checkpointed) -> bool:
+        """See :class:`Journal`."""
+        return True
+
+
 class Ledger:
     """The jobs of a run by name, in the order of their submission."""
 
@@ -159,11 +219,22 @@ class Ledger:
         # A new dict, not a changed one: the engine's thread may be going over the old one just now.
         self._records = self._records | {record.name: record for record in records}
 
+    def remove(self, name: str) -> None:
+        """Forget a job."""
+        self._records = {key: record for key, record in self._records.items() if key != name}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._records
+
     def __getitem__(self, name: str) -> JobRecord:
         if name not in self._records:
             known = ", ".join(sorted(self._records)) or "none"
             raise UnifiedError(f"there is no job named {name!r} in this run; there is: {known}")
         return self._records[name]
+
+    def get(self, name: str) -> JobRecord | None:
+        """Return a job, or None if there is none of that name."""
+        return self._records.get(name)
 
     def __len__(self) -> int:
         return len(self._records)

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.segment import Segment
 from rich.style import Style
 
-from unified.job import JobState
+from unified.job_state import JobState
 from unified.progress import JobProgress
 from unified.quantities import MISSING, bytes_text, clock_text, plural, value_text
 from unified.summary import Summary

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from schedulers.base import Quantum
 from unified.admission import Submission
+from unified.budgets import Fault
 from unified.errors import Problem
 
 
@@ -17,11 +18,24 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host(Command):
-    """Let this job join the hybrid, from its newest good checkpoint in ``checkpoints`` if there is one."""
+    """Let this job join the hybrid, from its newest good checkpoint if there is one.
+
+    Attributes:
+        submission: The job.
+        checkpoints: Where its checkpoints go.
+        results: Where its result goes.
+        epoch: Number of this residency: checkpoints and reports carry it.
+        restore_from: The seals (``….json``) of checkpoints to go on from, best first; if none is sound it begins from its
+            beginning and says so. None: the newest sound one in ``checkpoints``, of which at least one must be.
+        checkpoint_seconds: Interval between checkpoints unless the job's own ``every_steps`` says otherwise.
+    """
 
     submission: Submission
     checkpoints: Path
     results: Path
+    epoch: int = 0
+    restore_from: tuple[Path, ...] | None = None
+    checkpoint_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,23 +76,25 @@ class Shutdown(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Worker to engine, about one job."""
+    """Worker to engine, about one job in the residency ``epoch``."""
 
     job: str
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosted(Report):
-    """The job is resident and stands at ``step`` (0, or where its checkpoint was)."""
+    """The job is resident and stands at ``step`` (0, or where its checkpoint was); ``damaged`` checkpoints were passed over."""
 
     step: int
+    damaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Report):
-    """The job stands at ``step`` of epoch ``epoch`` (counted from 1); ``loss`` is its latest batch's."""
+    """The job stands at ``step`` of pass ``data_epoch`` over its data (from 1); ``loss`` is its latest batch's."""
 
-    epoch: int
+    data_epoch: int
     step: int
     loss: float
 
@@ -103,20 +119,27 @@ class TurnEnded(Report):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpointed(Report):
-    """A checkpoint of the job at ``step`` is on disk."""
+    """A checkpoint of the job at ``step`` is on disk, sealed by ``path``; ``seconds`` were spent on it."""
 
     step: int
+    path: Path
+    sha256: str
+    num_bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFailed(Report):
     """No checkpoint could be written (``reason``: a full disk, say); the job stays where it is and goes on.
 
-    ``is_staying`` if it was to leave its slot and therefore did not.
+    ``is_staying`` if it was to leave its slot and therefore did not; ``is_disk`` if the disk is full or fails, and would take
+    ``num_bytes``.
     """
 
     reason: str
     is_staying: bool
+    is_disk: bool = False
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,10 +170,12 @@ class Returned(Report):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed(Report):
-    """The job failed for its own reason and is gone from the hybrid; ``step`` is where it stood."""
+    """The job failed for its own reason and is gone from the hybrid; ``step`` is where it stood, ``log`` the whole story."""
 
     reason: str
     step: int
+    fault: Fault = Fault.OWN
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,25 @@ class Child:
     pipe: Connection
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a child ended: its exit code, minus the signal's number if one killed it, None if nobody knows."""
+
+    code: int | None
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return "gone with the process that started it"
+        if self.code < 0:
+            return f"killed by {signal.Signals(-self.code).name}"
+        return f"ended with exit code {self.code}"
+
+    @property
+    def is_from_outside(self) -> bool:
+        """Whether somebody else ended it: no program of its own dies of these signals, unless it sends them itself."""
+        return self.code is None or -self.code in {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT}
+
+
 class Nursery:
     """The engine's side: starts the nursery process, which needs a second or two until it answers, and asks it for children."""
 
@@ -85,16 +104,13 @@ class Nursery:
             theirs.close()
         return Child(pid=answer["pid"], pipe=Connection(ours.detach()))
 
-    def reap(self, child: Child) -> str:
-        """Collect a child whose pipe has closed and say how it ended, e.g. ``"killed by SIGKILL"``."""
+    def reap(self, child: Child) -> Exit:
+        """Collect a child whose pipe has closed and say how it ended."""
         child.pipe.close()
         try:
-            code = self._ask({"reap": child.pid}, [])["status"]
+            return Exit(code=self._ask({"reap": child.pid}, [])["status"])
         except WorkerDiedError:
-            return "gone with the process that started it"
-        if code is not None and code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        return f"ended with exit code {code}"
+            return Exit(code=None)
 
     def _ask(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         try:

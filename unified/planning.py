@@ -12,7 +12,8 @@ from dataclasses import replace
 from schedulers import base
 from unified.device import gpu_memory, host_memory, num_usable_cores
 from unified.errors import UnifiedError
-from unified.ledger import ENDED, JobRecord
+from unified.job_state import ENDED
+from unified.ledger import JobRecord
 from unified.packing import JobCost, Plan, Stage, plan_devices, plan_slots
 from unified.quantities import plural
 from unified.run_plan import PlannedJob, RunPlan

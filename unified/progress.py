@@ -19,7 +19,7 @@ from unified.events import (
     TurnEnded,
     TurnStarted,
 )
-from unified.job import JobState
+from unified.job_state import JobState
 
 #: Columns of ``metrics.jsonl`` that describe the row itself, not the model.
 BOOKKEEPING = frozenset({"epoch", "step", "lr", "seconds", "samples_per_second"})

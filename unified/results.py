@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unified.errors import JobFailedError
-from unified.job import JobState
+from unified.job_state import JobState
 from unified.ledger import JobRecord
 from unified.messages import Returned
 from unified.summary import finite

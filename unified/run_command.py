@@ -17,7 +17,7 @@ from unified.engine import Engine
 from unified.errors import InvalidSubmission, Problem, UnifiedError
 from unified.events import Event, JobFailed, WorkerLost
 from unified.intake import job_folders
-from unified.job import JobState
+from unified.job_state import JobState
 from unified.listeners import EventLog, JsonLines, PlainLines, json_line
 from unified.live_table import LiveTable
 from unified.nursery import Nursery

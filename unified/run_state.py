@@ -23,7 +23,7 @@ _OWN_FILES = frozenset({"summary.json", "summary.json.partial", "timeline.png"})
 
 def newest_step(checkpoints: Path) -> int:
     """Return the step of the newest checkpoint in a job's folder of them, 0 without one, going by names alone."""
-    return max((int(seal.stem.removeprefix("step-")) for seal in checkpoints.glob("step-*.json")), default=0)
+    return max((int(seal.stem.rpartition("-")[2]) for seal in checkpoints.glob("*-*.json")), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,9 @@ class Slot:
         child: The worker process, or None while there is none.
         running: Name of the job whose turn is under way, or None.
         attending: Name of the job whose own code the worker runs outside its turn, or None.
+        last_report: When the worker last said anything, on the run's clock.
+        is_stalled: It was ended because it said nothing for too long.
+        num_workers: How many workers it has had.
     """
 
     index: int
@@ -33,6 +36,9 @@ class Slot:
     child: Child | None = None
     running: str | None = None
     attending: str | None = None
+    last_report: float = 0.0
+    is_stalled: bool = False
+    num_workers: int = 0
 
     @property
     def first_core(self) -> int:
@@ -48,6 +54,8 @@ class Slot:
     def start(self, nursery: Nursery, *, deterministic: bool) -> None:
         """Fork the slot's worker if it has none."""
         if self.child is None:
+            self.is_stalled = False
+            self.num_workers += 1
             self.child = nursery.spawn(
                 "unified.worker:run",
                 device=self.device,
@@ -55,6 +63,11 @@ class Slot:
                 first_core=self.first_core,
                 deterministic=int(deterministic),
             )
+
+    def forget(self, job: str) -> None:
+        """Take note that a job's turn, if it has one, concerns nobody any more."""
+        if self.running == job:
+            self.running = None
 
     def send(self, command: Command) -> bool:
         """Tell the worker; False if it is gone, which the engine will hear of from the closed pipe."""

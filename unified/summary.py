@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from unified.events import Event, JobEvent, MemorySampled, RunStarted, TurnStarted, WorkerLost
-from unified.job import JobState
+from unified.job_state import JobState
 from unified.progress import JobProgress
 
 

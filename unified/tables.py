@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from unified.job import JobState
+from unified.job_state import JobState
 from unified.progress import JobProgress
 from unified.quantities import MISSING, bytes_text, count_text, metrics_text, plural, seconds_text
 from unified.run_plan import PlannedJob, RunPlan

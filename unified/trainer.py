@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from schedulers.base import Epochs, Quantum, Seconds, Steps
+from unified.budgets import Fault
 from unified.components import needs_metric, select_output
 from unified.hybrid import HybridModule
 from unified.member import Member
@@ -22,6 +23,7 @@ from unified.process_settings import ProcessSettings
 from unified.random_state import RandomState, preserved_random_state
 
 REPORT_SECONDS = 0.25
+BEAT_SECONDS = 5.0
 
 
 class NonFiniteLossError(Exception):
@@ -34,10 +36,11 @@ class ShapeError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a job failed: one line for people, and the whole story for its log."""
+    """Why a job failed: one line for people, the whole story for its log, and by whose fault."""
 
     reason: str
     log: str
+    fault: Fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +154,20 @@ class Trainer:
 
 def describe_failure(member: Member, error: BaseException) -> Failure:
     """Say in one line what went wrong in the member's own step, and keep the traceback for its log."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text, fault = " ".join(str(error).split()) or type(error).__name__, fault_of(error)
     kind = "" if isinstance(error, (NonFiniteLossError, ShapeError)) else f"{type(error).__name__}: "
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+    if fault is Fault.OUT_OF_MEMORY:
         kind, text = "out of memory: ", f"{text}; lower batch_size (it is {member.spec.batch_size})"
     where = f"at step {member.progress.step + 1} (epoch {member.progress.epoch + 1})"
-    return Failure(reason=f"{kind}{text[:500]} {where}", log="".join(traceback.format_exception(error)))
+    log = "".join(traceback.format_exception(error))
+    return Failure(reason=f"{kind}{text[:500]} {where}", log=log, fault=fault)
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Return what kind of failure an error is."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        return Fault.OUT_OF_MEMORY
+    return Fault.INVALID if isinstance(error, ShapeError) else Fault.OWN
 
 
 def _step(hybrid: HybridModule, member: Member, index: torch.Tensor, *, is_lazy: bool) -> torch.Tensor:
@@ -262,7 +273,7 @@ def _end_epoch(hybrid: HybridModule, member: Member, hooks: Hooks, device: torch
         "train_loss": progress.loss_sum / progress.num_samples,
     }
     with preserved_random_state(device):
-        row |= evaluate(hybrid, member)
+        row |= evaluate(hybrid, member, _heartbeat(member, hooks))
     if is_whole:
         _step_schedule(member, row)
         progress.epoch += 1
@@ -284,10 +295,25 @@ def _step_schedule(member: Member, row: dict[str, float]) -> None:
         member.lr_scheduler.step()
 
 
-def evaluate(hybrid: HybridModule, member: Member) -> dict[str, float]:
+def _heartbeat(member: Member, hooks: Hooks) -> Callable[[], None]:
+    """Return a function that says now and then that an evaluation is still under way, in which no step is done."""
+    mean_loss = member.progress.loss_sum / member.progress.num_samples
+    last = time.perf_counter()
+
+    def beat() -> None:
+        nonlocal last
+        if time.perf_counter() - last >= BEAT_SECONDS:
+            last = time.perf_counter()
+            hooks.on_progress(member, mean_loss)
+
+    return beat
+
+
+def evaluate(hybrid: HybridModule, member: Member, beat: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Return ``test_loss`` and the member's metrics over its test set, in order; empty without one.
 
-    The model is in eval mode meanwhile and in train mode afterwards. No gradient is computed.
+    The model is in eval mode meanwhile and in train mode afterwards. No gradient is computed. ``beat`` is called after each
+    batch.
     """
     if member.test_data is None:
         return {}
@@ -302,5 +328,6 @@ def evaluate(hybrid: HybridModule, member: Member) -> dict[str, float]:
             num_samples += len(targets)
             for metric in member.metrics:
                 metric.update(output, targets)
+            beat()
     member.module.train()
     return {"test_loss": loss_sum / num_samples} | {metric.name: metric.compute() for metric in member.metrics}

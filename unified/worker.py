@@ -8,39 +8,50 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 
 from unified import messages
-from unified.checkpoint import restore_checkpoint, save_checkpoint
+from unified.budgets import Fault
+from unified.checkpoint import Saved, Snapshot, restore_checkpoint, restore_first, take_snapshot, write_snapshot
 from unified.cores import use_threads
 from unified.datasets import DatasetPool
-from unified.errors import UnifiedError
+from unified.errors import InvalidSubmission, UnifiedError
 from unified.hybrid import HybridModule
 from unified.member import Member
 from unified.returning import Departure, depart, verify_departure, write_departure
 from unified.submission.models import load_model
-from unified.trainer import Hooks, Trainer, describe_failure
+from unified.trainer import Failure, Hooks, Trainer, describe_failure, fault_of
 
-CHECKPOINT_SECONDS = 30.0
+MAX_CHECKPOINT_SECONDS = 600.0  #: no interval is stretched beyond this
+CHECKPOINT_SHARE = 0.02  #: of a job's time is what its checkpoints may cost; the interval is stretched to that
+MAX_LOG_CHARACTERS = 20_000
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
 
 
 @dataclass(slots=True, kw_only=True)
 class Resident:
-    """A member in the hybrid and where its files go."""
+    """A member in the hybrid, how it came, and its checkpoints."""
 
     member: Member
-    checkpoints: Path
-    results: Path
+    command: messages.Host
     last_checkpoint: float
+    checkpoint_cost: float = 0.0
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        """The interval in force: stretched where a checkpoint takes long."""
+        wanted = self.command.checkpoint_seconds
+        return max(wanted, min(self.checkpoint_cost / CHECKPOINT_SHARE, MAX_CHECKPOINT_SECONDS))
 
 
 class Worker:
@@ -61,6 +72,8 @@ class Worker:
         self._pool = DatasetPool(device=device, budget_bytes=_dataset_budget(device))
         self._residents: dict[str, Resident] = {}
         self._departing: dict[str, Departure] = {}
+        self._epochs: dict[str, int] = {}
+        self._writing: threading.Thread | None = None
         self._running: str | None = None
         self._is_stopping_turn = False
         self._is_shutting_down = False
@@ -71,6 +84,7 @@ class Worker:
         threading.Thread(target=self._listen, daemon=True).start()
         while not (self._is_shutting_down and not self._departing):
             self._obey(self._inbox.get())
+        self._await_writing()
 
     def _listen(self) -> None:
         try:
@@ -100,34 +114,34 @@ class Worker:
 
     def _host(self, command: messages.Host) -> None:
         submission = command.submission
+        self._epochs[submission.name] = command.epoch
         try:
             with self._foreign_code(submission.name):
-                member = self._build(command)
+                member, damaged = self._build(command)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the job's own model, data or checkpoint: it fails alone
-            self._say(messages.Failed(job=submission.name, reason=_one_line(error), step=0))
+            fault = Fault.INVALID if isinstance(error, InvalidSubmission) else fault_of(error)
+            self._say(messages.Failed(job=submission.name, reason=_one_line(error), step=0, fault=fault, log=_traceback(error)))
             return
-        self._residents[submission.name] = Resident(
-            member=member,
-            checkpoints=command.checkpoints,
-            results=command.results,
-            last_checkpoint=time.monotonic(),
-        )
-        self._say(messages.Hosted(job=submission.name, step=member.progress.step))
+        self._residents[submission.name] = Resident(member=member, command=command, last_checkpoint=time.monotonic())
+        self._say(messages.Hosted(job=submission.name, step=member.progress.step, damaged=damaged))
 
-    def _build(self, command: messages.Host) -> Member:
-        submission = command.submission
+    def _build(self, command: messages.Host) -> tuple[Member, tuple[str, ...]]:
+        submission, damaged = command.submission, ()
         module = load_model(submission.model, job=submission.name).to(self._device)
         train = self._pool.get(submission.train)
         test = None if submission.test is None else self._pool.get(submission.test)
         self._hybrid.add(submission.name, module)
         try:
             member = Member(submission, module, train, test, self._device)
-            restore_checkpoint(member, command.checkpoints)
+            if command.restore_from is None:
+                restore_checkpoint(member, command.checkpoints)
+            else:
+                damaged = tuple(path.name for path in restore_first(member, command.restore_from))
         except BaseException:
             self._hybrid.drop(submission.name)
             self._release_data(submission.train.key, None if submission.test is None else submission.test.key)
             raise
-        return member
+        return member, damaged
 
     def _run_turn(self, command: messages.RunTurn) -> None:
         assert self._running is None, "turns do not nest"
@@ -141,7 +155,7 @@ class Worker:
         if command.job not in self._residents:
             return  # evicted in its own turn
         if report.failure is not None:
-            self._fail(resident, report.failure.reason, report.failure.log)
+            self._fail(resident, report.failure)
             return
         self._say(
             messages.TurnEnded(
@@ -178,28 +192,59 @@ class Worker:
 
     def _maybe_checkpoint(self, resident: Resident) -> None:
         member, every = resident.member, resident.member.spec.checkpoint.every_steps
+        is_due = time.monotonic() - resident.last_checkpoint >= resident.checkpoint_seconds
         if every is not None:
             is_due = member.progress.step % every == 0
-        else:
-            is_due = time.monotonic() - resident.last_checkpoint >= CHECKPOINT_SECONDS
         if is_due and not member.is_done:
             self._checkpoint(member.name)
 
     def _checkpoint(self, job: str, *, is_leaving: bool = False) -> bool:
-        """Write a checkpoint; False, with a report, if the disk refuses: no reason for the job to end."""
+        """Write a checkpoint: the state is copied now; unless the job is leaving, a thread writes it while others train.
+
+        Returns:
+            False, with a report, if the disk refuses a leaving job's: no reason for the job to end.
+        """
         resident = self._residents.get(job)
         if resident is None:
             return False
         if job == self._running:
             self._trainer.settle(resident.member)
+        self._await_writing()
+        began = time.monotonic()
+        snapshot = take_snapshot(resident.member, resident.command.checkpoints, resident.command.epoch)
         resident.last_checkpoint = time.monotonic()
-        try:
-            step = save_checkpoint(resident.member, resident.checkpoints)
-        except OSError as error:
-            self._say(messages.CheckpointFailed(job=job, reason=_one_line(error), is_staying=is_leaving))
-            return False
-        self._say(messages.Checkpointed(job=job, step=step))
+        resident.checkpoint_cost = resident.last_checkpoint - began
+        if is_leaving:
+            return self._write_checkpoint(snapshot, resident, began, self._say, is_leaving=True)
+        later = lambda report: self._inbox.put(lambda: self._say(report))  # noqa: E731 - the main thread alone speaks
+        self._writing = threading.Thread(target=self._write_checkpoint, args=(snapshot, resident, began, later), daemon=True)
+        self._writing.start()
         return True
+
+    def _write_checkpoint(
+        self,
+        snapshot: Snapshot,
+        resident: Resident,
+        began: float,
+        say: Callable[[messages.Report], None],
+        *,
+        is_leaving: bool = False,
+    ) -> bool:
+        job = resident.member.name
+        try:
+            saved = write_snapshot(snapshot, forgets_old=resident.command.restore_from is None)
+        except OSError as error:
+            is_disk, size = error.errno in DISK_ERRORS, len(snapshot.content)
+            reason = _one_line(error)
+            say(messages.CheckpointFailed(job=job, reason=reason, is_staying=is_leaving, is_disk=is_disk, num_bytes=size))
+            return False
+        say(_checkpointed(job, saved, time.monotonic() - began))
+        return True
+
+    def _await_writing(self) -> None:
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
 
     def _evict(self, command: messages.Evict) -> None:
         if command.job not in self._residents or (command.keep and not self._checkpoint(command.job, is_leaving=True)):
@@ -225,9 +270,9 @@ class Worker:
         member = resident.member
         try:
             with self._foreign_code(member.name):
-                departure = depart(member, resident.results)
+                departure = depart(member, resident.command.results)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the job's own model, on its way out
-            self._fail(resident, *_reason_and_log(member, error))
+            self._fail(resident, describe_failure(member, error))
             return
         self._drop(member.name)
         self._departing[member.name] = departure
@@ -253,26 +298,30 @@ class Worker:
 
     def _fail_departure(self, departure: Departure, error: BaseException) -> None:
         del self._departing[departure.name]
-        self._say(messages.Failed(job=departure.name, reason=_one_line(error), step=departure.step))
+        reason, log = _one_line(error), _traceback(error)
+        self._say(messages.Failed(job=departure.name, reason=reason, step=departure.step, fault=fault_of(error), log=log))
 
-    def _fail(self, resident: Resident, reason: str, log: str) -> None:
-        member = resident.member
+    def _fail(self, resident: Resident, failure: Failure) -> None:
+        member, results = resident.member, resident.command.results
         self._drop(member.name)
         with contextlib.suppress(OSError):
-            resident.results.mkdir(parents=True, exist_ok=True)
-            (resident.results / "job.log").write_text(log)
-        self._say(messages.Failed(job=member.name, reason=reason, step=member.progress.step))
+            results.mkdir(parents=True, exist_ok=True)
+            (results / "job.log").write_text(failure.log)
+        step = member.progress.step
+        log = failure.log[-MAX_LOG_CHARACTERS:]
+        self._say(messages.Failed(job=member.name, reason=failure.reason, step=step, fault=failure.fault, log=log))
 
     def _report_progress(self, member: Member, loss: float) -> None:
         step = member.progress.step
         epoch = -(-step // member.order.steps_per_epoch)  # that of the last step, also right after its end
-        self._say(messages.Progress(job=member.name, epoch=epoch, step=step, loss=loss))
+        self._say(messages.Progress(job=member.name, data_epoch=epoch, step=step, loss=loss))
 
     def _report_epoch(self, member: Member, row: dict[str, float]) -> None:
         self._say(messages.EpochEnded(job=member.name, row=row))
 
     def _say(self, report: messages.Report) -> None:
         # The main thread alone speaks, so reports are never interleaved.
+        report = replace(report, epoch=self._epochs.get(report.job, 0))
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._pipe.send(report)
 
@@ -308,6 +357,16 @@ def _one_line(error: BaseException) -> str:
     return text if isinstance(error, UnifiedError) else f"{type(error).__name__}: {text}"
 
 
-def _reason_and_log(member: Member, error: BaseException) -> tuple[str, str]:
-    failure = describe_failure(member, error)
-    return failure.reason, failure.log
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-MAX_LOG_CHARACTERS:]
+
+
+def _checkpointed(job: str, saved: Saved, seconds: float) -> messages.Checkpointed:
+    return messages.Checkpointed(
+        job=job,
+        step=saved.step,
+        path=saved.path,
+        sha256=saved.sha256,
+        num_bytes=saved.num_bytes,
+        seconds=seconds,
+    )

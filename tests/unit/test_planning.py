@@ -10,7 +10,8 @@ import pytest
 from schedulers import registry
 from unified.admission import DatasetRef, Estimate, ModelForm, ModelRef, Submission
 from unified.errors import UnifiedError
-from unified.job import JobSpec, JobState
+from unified.job import JobSpec
+from unified.job_state import JobState
 from unified.ledger import JobRecord, Ledger
 from unified.planning import Planner, ranking
 

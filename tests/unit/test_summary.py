@@ -18,7 +18,7 @@ from unified.events import (
     TurnStarted,
     WorkerLost,
 )
-from unified.job import JobState
+from unified.job_state import JobState
 from unified.summary import Summary
 
 

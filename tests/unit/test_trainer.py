@@ -164,7 +164,7 @@ def test_a_checkpoint_at_any_step_goes_on_exactly(changes: dict[str, Any], step:
     weights, rows = train_alone(make_model(), job, train, test)
     first = make_member(make_model(), job, train, test)
     Host(first).turn(first, Steps(count=step))
-    assert save_checkpoint(first, tmp_path) == step
+    assert save_checkpoint(first, tmp_path).step == step
     torch.rand(5)  # another process would be in another random state
     second = make_member(make_model(seed=99), job, train, test)
     assert restore_checkpoint(second, tmp_path) == step
@@ -220,13 +220,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"step-{step:012d}.{suffix}" for step in (4, 6) for suffix in ("json", "pt")
     ]
-    newest = tmp_path / "step-000000000006.pt"
+    newest = tmp_path / "000000-000000000006.pt"
     newest.write_bytes(newest.read_bytes()[:-7])
     other = make_member(make_model(seed=5), job, train, make_data(20, seed=1))
     assert restore_checkpoint(other, tmp_path) == 4
     Host(other).turn(other)
     assert_same_weights(other, weights)
-    (tmp_path / "step-000000000004.pt").unlink()
+    (tmp_path / "000000-000000000004.pt").unlink()
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
         restore_checkpoint(other, tmp_path)
 

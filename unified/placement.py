@@ -1,0 +1,68 @@
+"""Who may be resident where: memory, jobs that need a slot of their own, pairs that must not meet. Pure, free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from unified.ledger import JobRecord, Ledger
+from unified.packing import admits
+from unified.slots import Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """The slots of the moment and who is resident on them.
+
+    Attributes:
+        ledger: The jobs.
+        slots: The slots.
+        capacity_bytes: What jobs may take: together on a CPU host, on each slot with GPUs.
+        bans: Pairs of jobs that must not be resident beside each other.
+    """
+
+    ledger: Ledger
+    slots: Sequence[Slot]
+    capacity_bytes: int
+    bans: AbstractSet[frozenset[str]]
+
+    def accepted(self, slot: Slot, ready: Sequence[JobRecord]) -> frozenset[str]:
+        """Return the names of the unplaced jobs that may go to ``slot``."""
+        lonely = self.first_lonely(ready)
+        if lonely is not None and slot is self.reserved_for(lonely):
+            ready = [lonely]
+        unplaced = [record for record in ready if record.slot is None]
+        return frozenset(record.name for record in unplaced if self.fits(record, slot))
+
+    def fits(self, record: JobRecord, slot: Slot) -> bool:
+        """Whether a job may join those that are resident on ``slot``."""
+        resident = [other for other in self.ledger.resident(slot.index) if other is not record]
+        if resident and (record.needs_own_slot or any(other.needs_own_slot for other in resident)):
+            return False
+        if any(frozenset({record.name, other.name}) in self.bans for other in resident):
+            return False
+        capacity = self.capacity_bytes
+        if slot.device == "cpu":
+            others = [other for other in self.slots if other is not slot]
+            capacity -= sum(_total_demand(self.ledger.resident(other.index)) for other in others)
+        return admits(record.demand, [other.demand for other in resident], capacity)
+
+    def first_lonely(self, ready: Sequence[JobRecord]) -> JobRecord | None:
+        """Return the first job that waits for a slot of its own."""
+        lonely = [record for record in ready if record.slot is None and record.needs_own_slot]
+        return min(lonely, key=lambda record: record.submit_time, default=None)
+
+    def reserved_for(self, lonely: JobRecord) -> Slot:
+        """Return the slot that is kept free for a job that needs its own: the emptiest that could ever hold it."""
+        return min(self.slots, key=lambda slot: (len(self.ledger.resident(slot.index)), slot.index))
+
+    def parked_on(self, slot: Slot) -> list[JobRecord]:
+        """Return the resident jobs of ``slot`` that could leave at once."""
+        return [record for record in self.ledger.resident(slot.index) if record.is_ready]
+
+
+def _total_demand(records: Sequence[JobRecord]) -> int:
+    demands = [record.demand for record in records]
+    extra = max((demand.peak_bytes - demand.resident_bytes for demand in demands), default=0)
+    return sum(demand.resident_bytes for demand in demands) + extra

@@ -1,0 +1,100 @@
+"""The operator's settings: ``config.toml`` in the root, each of which a command-line option may override."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from unified.queue.errors import RootError
+
+GIB = 1 << 30
+
+
+class ServiceConfig(BaseModel):
+    """Settings of a queue and its supervisor. Times are seconds, sizes bytes; a limit of 0 means none.
+
+    Attributes:
+        scheduler: Who trains next: a name with options, as on the command line.
+        slots: Number of workers, or ``"auto"``: one per GPU, or per core of a CPU host.
+        threads: Intra-op threads of each CPU slot.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        deterministic: Use deterministic kernels only.
+        trust: Accept models that run code when they are loaded.
+        lease_seconds: How long a job stays with a supervisor that does not renew.
+        heartbeat_seconds: How often it renews.
+        stall_seconds: A worker that finishes no step for so long is hung.
+        checkpoint_seconds: Interval between checkpoints of a job that trains.
+        grace_seconds: What SIGTERM leaves for checkpoints.
+        retry_seconds: First wait before a job is tried again; doubled each time, 15 minutes at most.
+        max_infra_failures: Deaths of workers without any progress of the job in between, after which it is given up.
+        tick_seconds: Multiplies the intervals of all ticks but the heartbeat; tests use less than 1.
+        settle_seconds: A dropped entry must have been unchanged for so long.
+        patience_seconds: An entry that cannot be read is rejected only after being unchanged for so long.
+        window: How many waiting jobs the scheduler chooses among.
+        max_job_bytes: Largest job folder.
+        max_archive_bytes: Largest zip, and what an upload may be.
+        max_archive_files: Most files in an archive or folder.
+        max_jobs_per_user: Most jobs of one user that have not ended.
+        max_bytes_per_user: Most bytes that one user's jobs, results and checkpoints may take.
+        max_total_bytes: The same of all users.
+        min_free_bytes: Below this, nothing is accepted and checkpointing jobs are paused until there is room.
+        keep_results_days: Results, checkpoints and logs of jobs that ended longer ago are removed; 0 keeps them.
+        keep_rejected_days: Rejected entries and abandoned uploads likewise.
+        data_roots: Folders outside the root whose files jobs may name by absolute path.
+        tensorboard: Write TensorBoard event files, one run per job, under ``tensorboard/``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    scheduler: str = "fcfs"
+    slots: PositiveInt | str = "auto"
+    threads: PositiveInt = 1
+    device: str = "auto"
+    deterministic: bool = False
+    trust: bool = False
+    lease_seconds: PositiveFloat = 30.0
+    heartbeat_seconds: PositiveFloat = 10.0
+    stall_seconds: PositiveFloat = 300.0
+    checkpoint_seconds: PositiveFloat = 60.0
+    grace_seconds: PositiveFloat = 60.0
+    retry_seconds: NonNegativeFloat = 10.0
+    max_infra_failures: PositiveInt = 10
+    tick_seconds: PositiveFloat = 1.0
+    settle_seconds: NonNegativeFloat = 2.0
+    patience_seconds: NonNegativeFloat = 30.0
+    window: PositiveInt = 200
+    max_job_bytes: NonNegativeInt = 64 * GIB
+    max_archive_bytes: NonNegativeInt = 8 * GIB
+    max_archive_files: NonNegativeInt = 100_000
+    max_jobs_per_user: NonNegativeInt = 0
+    max_bytes_per_user: NonNegativeInt = 0
+    max_total_bytes: NonNegativeInt = 0
+    min_free_bytes: NonNegativeInt = GIB // 4
+    keep_results_days: NonNegativeFloat = 0.0
+    keep_rejected_days: NonNegativeFloat = 14.0
+    data_roots: tuple[Path, ...] = ()
+    tensorboard: bool = False
+
+    @classmethod
+    def read(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> ServiceConfig:
+        """Read ``config.toml`` if it is there; ``overrides`` that are not None count instead.
+
+        Raises:
+            RootError: With everything that is wrong with it.
+        """
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RootError(f"{path} is not TOML: {error}") from error
+        content |= {name: value for name, value in (overrides or {}).items() if value is not None}
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            lines = [
+                f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}" for item in error.errors()
+            ]
+            raise RootError("\n".join(lines)) from error
