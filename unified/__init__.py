@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from unified.job import JobSpec
     from unified.job_state import JobState
     from unified.results import Result, Timing
+    from unified.service.client import Client
     from unified.submission.umodel_read import load_umodel
     from unified.submission.umodel_write import export
 
 #: Public name -> the module that defines it. Resolved on first use, so that the command line starts without torch.
 _HOMES = {
     "CheckpointError": "unified.errors",
+    "Client": "unified.service.client",
     "DoesNotFitError": "unified.errors",
     "Engine": "unified.engine",
     "ExportError": "unified.errors",
@@ -47,6 +49,7 @@ _HOMES = {
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
+    "Client",
     "DoesNotFitError",
     "Engine",
     "ExportError",

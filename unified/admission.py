@@ -70,7 +70,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A job that was read, found well-formed and measured; what a worker needs to host it."""
+    """A job that was read, found well-formed and measured; what a worker needs to host it.
+
+    ``id`` is what a queue calls it: names are unique within a run, but not within a queue.
+    """
 
     spec: JobSpec
     folder: Path
@@ -78,11 +81,12 @@ class Submission:
     train: DatasetRef
     test: DatasetRef | None
     estimate: Estimate
+    id: str = ""
 
     @property
     def name(self) -> str:
-        """The job's name, unique within a run."""
-        return self.spec.name
+        """What everybody calls the job: its id in a queue, else its name, which is unique within a run."""
+        return self.id or self.spec.name
 
     def fingerprint(self) -> str:
         """Return a hash of what determines the trained weights: hyper-parameters, model and data."""

@@ -15,12 +15,15 @@ from typing import Any
 
 from schedulers import base
 from unified import events, messages
-from unified.budgets import Fault, Limits, Situation, Verdict, decide
+from unified.budgets import Fault, Limits, Situation, decide
+from unified.failures import accounts_of, death_text, fault_of_death, situation_of, suspects_of
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Journal, Ledger
 from unified.nursery import Exit
 from unified.results import seal, timing_of
 from unified.slots import Slot
+
+MAX_BANS = 3  #: a job that workers died with beside so many others stays alone
 
 #: In a batch run somebody waits: a failure of its own ends a job, a worker's death only the second one.
 BATCH_LIMITS = Limits(max_retries=0, max_infra_failures=1000, is_batch=True)
@@ -86,6 +89,11 @@ class Bookkeeper:
             record.first_start = now
         self._turn_starts[record.name] = slot.last_report = now
         self.emit(events.TurnStarted(at=now, job=record.name, slot=slot.index, threads=record.num_threads))
+
+    def trained_seconds(self, record: JobRecord) -> float:
+        """Return how long a job has trained, the turn under way included."""
+        began = self._turn_starts.get(record.name)
+        return record.training_seconds + (0.0 if began is None else self.clock() - began)
 
     def take(self, slot: Slot, report: messages.Report) -> None:
         """Take in one report of the worker on ``slot``; one about a residency that is over is ignored."""
@@ -175,8 +183,11 @@ class Bookkeeper:
 
     def _clear(self, record: JobRecord) -> None:
         """A suspect has trained alone for a while: it is harmless by itself, and not to meet the same company again."""
-        self.bans |= {frozenset({record.name, other}) for other in record.suspected_beside}
-        record.suspected_beside, record.is_alone = frozenset(), False
+        for other in sorted(record.suspected_beside):
+            self.bans.add(frozenset({record.name, other}))
+            self.journal.ban(record.name, other)
+        num_bans = sum(record.name in pair for pair in self.bans)
+        record.suspected_beside, record.is_alone = frozenset(), num_bans >= MAX_BANS
 
     def _take_no_checkpoint(self, record: JobRecord, report: messages.CheckpointFailed) -> None:
         logger.warning("job %s: no checkpoint could be written: %s", record.name, report.reason)
@@ -200,10 +211,10 @@ class Bookkeeper:
         record.peak_bytes = max(record.peak_bytes, report.peak_bytes)
         if report.steps:
             record.step_seconds = report.seconds / report.steps
-        self._end_turn(slot, record, report.steps, report.seconds)
+        self.end_turn_of(slot, record, report.steps, report.seconds)
         self.note(base.TurnDone, record, steps=report.steps, seconds=report.seconds)
 
-    def _end_turn(self, slot: Slot, record: JobRecord, steps: int = 0, seconds: float | None = None) -> None:
+    def end_turn_of(self, slot: Slot, record: JobRecord, steps: int = 0, seconds: float | None = None) -> None:
         """Note the end of a turn, if there was one."""
         if not record.is_running:
             return
@@ -224,7 +235,7 @@ class Bookkeeper:
 
     def _take_evicted(self, slot: Slot, record: JobRecord, step: int) -> None:
         steps, record.step = step - record.step, step
-        self._end_turn(slot, record, max(0, steps))
+        self.end_turn_of(slot, record, max(0, steps))
         self.settle_evicted(record)
 
     def settle_evicted(self, record: JobRecord, reason: str = "makes room on its slot") -> None:
@@ -274,7 +285,8 @@ class Bookkeeper:
             seal(record, returned, scheduler=self.scheduler_name, device=slot.device)
             is_ours = self.journal.publish(record)
         except OSError as error:
-            self._settle_failure(record, self._situation(slot, record, Fault.OWN), f"its result could not be sealed: {error}")
+            situation = situation_of(record, Fault.OWN, was_alone=self._is_alone_on(slot))
+            self._settle_failure(record, situation, f"its result could not be sealed: {error}")
             return
         record.leave_slot()
         if not is_ours:
@@ -314,21 +326,10 @@ class Bookkeeper:
 
     def _take_failure(self, slot: Slot, record: JobRecord, report: messages.Failed) -> None:
         record.step = report.step
-        self._end_turn(slot, record)
-        situation = self._situation(slot, record, report.fault, f"{report.fault} at step {report.step}: {report.reason[:200]}")
+        self.end_turn_of(slot, record)
+        signature = f"{report.fault} at step {report.step}: {report.reason[:200]}"
+        situation = situation_of(record, report.fault, was_alone=self._is_alone_on(slot), signature=signature)
         self._settle_failure(record, situation, report.reason, report.log)
-
-    def _situation(self, slot: Slot, record: JobRecord, fault: Fault, signature: str = "") -> Situation:
-        return Situation(
-            fault=fault,
-            signature=signature or f"{fault} at step {record.step}",
-            was_alone=len(self.ledger.resident(slot.index)) == 1,
-            is_alone=record.is_alone,
-            num_job_failures=record.num_job_failures,
-            num_infra_failures=record.num_infra_failures,
-            num_blames=record.num_blames,
-            last_fault=record.last_fault,
-        )
 
     def _settle_failure(self, record: JobRecord, situation: Situation, reason: str, log: str = "") -> None:
         """Carry out what follows a failure of a resident job."""
@@ -336,7 +337,7 @@ class Bookkeeper:
             self.settle_evicted(record)
             return
         verdict = decide(situation, self._limits_of(record), jitter=random.random())
-        accounts = _accounts(verdict)
+        accounts = accounts_of(verdict)
         for name, value in accounts.items():
             setattr(record, name, value)
         if verdict.state in ENDED:
@@ -364,30 +365,20 @@ class Bookkeeper:
         reason = "no step finished for too long" if is_stalled else str(how)
         self.emit(events.WorkerLost(at=self.clock(), slot=slot.index, reason=reason, jobs=tuple(r.name for r in lost)))
         blamed, slot.attending = slot.attending, None
-        suspects = [r for r in lost if (r.name == blamed if blamed else r.is_running or r.is_hosting)]
-        is_infrastructure = how.is_from_outside and not is_stalled and not is_out_of_memory and not self.limits.is_batch
-        fault = Fault.STALL if is_stalled else Fault.OUT_OF_MEMORY if is_out_of_memory else Fault.CRASH
-        situations = []
+        suspects, was_alone = suspects_of(lost, blamed), self._is_alone_on(slot)
+        theirs, others = fault_of_death(
+            how, is_stalled=is_stalled, is_out_of_memory=is_out_of_memory, is_batch=self.limits.is_batch
+        )
         for record in lost:
-            of_it = Fault.KILLED if is_infrastructure else fault if record in suspects else Fault.NEIGHBOUR
-            situations.append(self._situation(slot, record, of_it))
-        for record, situation in zip(lost, situations, strict=True):
-            self._end_turn(slot, record)
+            fault = theirs if record in suspects else others
+            self.end_turn_of(slot, record)
             if record.state is JobState.PAUSING:
                 self.settle_evicted(record)  # its last checkpoint is what it was to leave with
                 continue
-            if record in suspects and not is_infrastructure:
+            if fault in {Fault.CRASH, Fault.STALL}:
                 record.suspected_beside |= {other.name for other in lost if other is not record}
-            self._settle_failure(record, situation, _death_text(record, situation, reason))
+            situation = situation_of(record, fault, was_alone=was_alone)
+            self._settle_failure(record, situation, death_text(record, fault, reason))
 
-
-def _accounts(verdict: Verdict) -> dict[str, Any]:
-    names = ("is_alone", "num_job_failures", "num_infra_failures", "num_blames", "last_fault")
-    return {name: getattr(verdict, name) for name in names}
-
-
-def _death_text(record: JobRecord, situation: Situation, reason: str) -> str:
-    if situation.fault in {Fault.NEIGHBOUR, Fault.KILLED}:
-        return f"its worker died ({reason})"
-    count = record.num_blames + 1
-    return f"its worker died {f'{count} times ' if count > 1 else ''}while it ran ({reason})"
+    def _is_alone_on(self, slot: Slot) -> bool:
+        return len(self.ledger.resident(slot.index)) == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import unified
 from unified.errors import InvalidSubmission, UnifiedError
+from unified.queue_parsers import add_queue_commands
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
@@ -55,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_inspect(commands)
+    add_queue_commands(commands)
     _add(
         commands,
         "schedulers",

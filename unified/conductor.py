@@ -16,9 +16,9 @@ from multiprocessing.connection import Connection, wait
 
 from schedulers import base
 from schedulers.fcfs import FirstComeFirstServed
-from unified import messages
+from unified import events, messages
 from unified.bookkeeper import Bookkeeper
-from unified.errors import WorkerDiedError
+from unified.errors import NurseryDiedError, WorkerDiedError
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Ledger
 from unified.nursery import Exit, Nursery
@@ -96,6 +96,10 @@ class Conductor:
         """Whether nothing is under way and nothing can begin."""
         return not any(record.is_ready or record.slot is not None for record in self._ledger.all())
 
+    def would_fit(self, record: JobRecord) -> bool:
+        """Whether any slot could take the job in now, as far as memory goes."""
+        return any(self._placement.fits(record, slot) for slot in self.slots)
+
     def pipes(self) -> dict[Connection, Slot]:
         """Return the pipes of the living workers."""
         return {slot.child.pipe: slot for slot in self.slots if slot.child is not None}
@@ -172,6 +176,14 @@ class Conductor:
         elif self.books.move(record, JobState.CANCELLING, "cancelled on request"):
             self._evict(record, "cancel")
 
+    def end(self, record: JobRecord, reason: str) -> None:
+        """Fail a job on a slot for ``reason``; its member leaves."""
+        if record.slot is None or record.state not in {JobState.LOADING, JobState.RUNNING}:
+            return
+        self._send_evict(record, keep=False)
+        self.books.end_turn_of(self.slots[record.slot], record)
+        self.books.fail(record, reason)
+
     def drop(self, record: JobRecord) -> None:
         """Forget a job that is no longer ours; its member leaves without a word."""
         if record.slot is not None:
@@ -191,12 +203,12 @@ class Conductor:
         if record.slot is not None:
             self.slots[record.slot].send(messages.WriteCheckpoint(job=record.name))
 
-    def checkpoint_all(self) -> None:
-        """Have checkpoints of all resident jobs written and wait for them, a minute at most."""
+    def checkpoint_all(self, seconds: float = CHECKPOINT_ALL_SECONDS) -> None:
+        """Have checkpoints of all resident jobs written and wait for them, ``seconds`` at most."""
         awaited = {record.name for record in self._ledger.all() if record.slot is not None and not record.is_returning}
         for name in awaited:
             self.checkpoint(self._ledger[name])
-        deadline = time.monotonic() + CHECKPOINT_ALL_SECONDS
+        deadline = time.monotonic() + seconds
         while awaited and (left := deadline - time.monotonic()) > 0 and self.pipes():
             for pipe in wait(list(self.pipes()), timeout=left):
                 assert isinstance(pipe, Connection), "only pipes were waited for"
@@ -264,10 +276,25 @@ class Conductor:
         if record.slot is None:
             if not self.books.begin_residency(slot, record) or not self._make_folder(record):
                 return
-            slot.start(self.nursery, deterministic=self.deterministic)
+            self._start_worker(slot, record)
             slot.send(self._host(record))
         slot.send(messages.RunTurn(job=record.name, quantum=quantum))
         self.books.begin_turn(slot, record)
+
+    def _start_worker(self, slot: Slot, record: JobRecord) -> None:
+        """Start the slot's worker if it has none.
+
+        Raises:
+            NurseryDiedError: If none can be started; ``record`` waits again.
+        """
+        is_new = slot.child is None
+        try:
+            slot.start(self.nursery, deterministic=self.deterministic)
+        except NurseryDiedError:
+            self.books.settle_evicted(record, "its worker could not be started")
+            raise
+        if is_new and slot.child is not None:
+            self.books.emit(events.WorkerStarted(at=self.books.clock(), slot=slot.index, pid=slot.child.pid))
 
     def _host(self, record: JobRecord) -> messages.Host:
         return messages.Host(

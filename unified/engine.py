@@ -7,14 +7,12 @@ other threads, or between two results; they take effect at the next step boundar
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -31,6 +29,7 @@ from unified.intake import Intake
 from unified.job import JobSpec
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Ledger, MemoryJournal
+from unified.mailbox import Mailbox
 from unified.monitor import Monitor
 from unified.nursery import Nursery
 from unified.packing import Plan
@@ -96,9 +95,7 @@ class Engine:
         self._listeners = tuple(listeners)
         self._began = time.monotonic()
         self._ledger = Ledger()
-        self._requests: deque[Callable[[], None]] = deque()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
+        self._mailbox = Mailbox()
         self._lock = threading.Lock()
         self._is_closed = False
         devices = parse_device(device)
@@ -213,22 +210,22 @@ class Engine:
             UnifiedError: If there is no such job, or it has ended.
         """
         record = self._living(name)
-        self._ask(lambda: self._conductor.pause(record))
+        self._mailbox.ask(lambda: self._conductor.pause(record))
 
     def resume(self, name: str) -> None:
         """Let a paused job wait for its turn again; raises as :meth:`pause` does."""
         record = self._living(name)
-        self._ask(lambda: self._conductor.resume(record))
+        self._mailbox.ask(lambda: self._conductor.resume(record))
 
     def cancel(self, name: str) -> None:
         """End a job at its next step boundary and keep nothing of it; raises as :meth:`pause` does."""
         record = self._living(name)
-        self._ask(lambda: self._conductor.cancel(record))
+        self._mailbox.ask(lambda: self._conductor.cancel(record))
 
     def checkpoint(self, name: str) -> None:
         """Write a checkpoint of a job at its next step boundary; raises as :meth:`pause` does."""
         record = self._living(name)
-        self._ask(lambda: self._conductor.checkpoint(record))
+        self._mailbox.ask(lambda: self._conductor.checkpoint(record))
 
     def state(self, name: str) -> JobState:
         """Return where a job stands.
@@ -247,8 +244,7 @@ class Engine:
             self._conductor.stop()
         finally:
             self._nursery.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            self._mailbox.close()
             os.close(self._lock_file)
             if not self._keeps_files:
                 shutil.rmtree(self._folder.path, ignore_errors=True)
@@ -273,7 +269,7 @@ class Engine:
             for position, record in enumerate(records):
                 record.submit_time = submit_time + 1e-6 * position  # those handed in together keep their order
         if self._conductor.is_active:
-            self._ask(lambda: self._announce(records))  # scheduler and listeners belong to the thread that runs
+            self._mailbox.ask(lambda: self._announce(records))  # scheduler and listeners belong to the thread that runs
         else:
             self._announce(records)
         return [record.name for record in records]
@@ -289,24 +285,23 @@ class Engine:
 
     def _loop(self) -> Iterator[Result]:
         while True:
-            while self._requests:
-                self._requests.popleft()()
+            self._mailbox.run()
             self._conductor.advance()
             for record in self._ledger.all():
                 if record.state in ENDED and record.name not in self._reported:
                     self._reported.add(record.name)
                     yield self._result(record)
-            if not self._requests and self._conductor.is_idle:
+            if not self._mailbox and self._conductor.is_idle:
                 return
             self._listen()
 
     def _listen(self) -> None:
         self._check_open()
         pipes = self._conductor.pipes()
-        ready: list[Any] = wait([*pipes, self._wake_read], timeout=IDLE_SECONDS)
+        ready: list[Any] = wait([*pipes, self._mailbox.fileno()], timeout=IDLE_SECONDS)
         for pipe in ready:
-            if pipe == self._wake_read:
-                os.read(self._wake_read, 4096)
+            if pipe == self._mailbox.fileno():
+                self._mailbox.quiet()
             else:
                 self._conductor.receive(pipes[pipe])
         self._monitor.sample_if_due(self.now(), self._emit)
@@ -325,14 +320,6 @@ class Engine:
         if record.state in ENDED:
             raise UnifiedError(f"job {name!r} has ended ({record.state}); nothing can be asked of it any more")
         return record
-
-    def _ask(self, request: Callable[[], None]) -> None:
-        self._requests.append(request)
-        self._wake()
-
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it is full of wake-ups already
-            os.write(self._wake_write, b"!")
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -57,6 +57,10 @@ class WorkerDiedError(UnifiedError):
     """A worker process ended without being asked to. Its jobs go on from their checkpoints in a new one."""
 
 
+class NurseryDiedError(WorkerDiedError):
+    """The process that starts workers is gone, and all workers with it. Run again; a service starts a new one by itself."""
+
+
 class JobFailedError(UnifiedError):
     """A job failed; the message is its reason. Its neighbours went on."""
 

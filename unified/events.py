@@ -164,6 +164,14 @@ class JobFailed(JobEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStarted(Event):
+    """A worker process was started for ``slot``."""
+
+    slot: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLost(Event):
     """The worker of ``slot`` died (``reason``); ``jobs`` go on from their checkpoints in a new one."""
 

@@ -92,7 +92,7 @@ def _read(request: Inspect) -> tuple[Submission, nn.Module, tuple[Problem, ...]]
     found.problems += component_problems(spec.name, optimizer=spec.optimizer, params=module.parameters())
     found.raise_if_any()
     measured, problems = _estimate(spec, module, train, request.device_type)
-    submission = Submission(spec=spec, folder=folder, model=model, train=train, test=test, estimate=measured)
+    submission = Submission(spec=spec, folder=folder, model=model, train=train, test=test, estimate=measured, id=request.id)
     return submission, module, problems
 
 
@@ -141,7 +141,8 @@ def _resolve(request: Inspect, given: str, field: str, job: str) -> Path:
     path = Path(given)
     root = request.folder.parent.resolve()
     resolved = (request.folder / path).resolve()
-    if request.staged or (not path.is_absolute() and resolved.is_relative_to(root)):
+    roots = [other.resolve() for other in request.data_roots] if path.is_absolute() else [root]
+    if request.staged or any(resolved.is_relative_to(other) for other in roots):
         return resolved
     raise InvalidSubmission(
         [

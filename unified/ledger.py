@@ -177,6 +177,10 @@ class Journal(Protocol):
         """Make a checkpoint that is on disk the one to go on from; False as for :meth:`move`."""
         ...
 
+    def ban(self, one: str, other: str) -> None:
+        """Remember that two jobs must not be resident beside each other."""
+        ...
+
 
 class MemoryJournal:
     """The journal of a run in memory: what is on disk says itself how far each job came."""
@@ -198,6 +202,9 @@ class MemoryJournal:
     def checkpointed(self, record: JobRecord, report: Checkpointed) -> bool:
         """See :class:`Journal`."""
         return True
+
+    def ban(self, one: str, other: str) -> None:
+        """See :class:`Journal`; for this run the bookkeeper remembers it."""
 
 
 class Ledger:

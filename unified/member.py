@@ -73,7 +73,7 @@ class Member:
         spec = submission.spec
         self.submission = submission
         self.spec = spec
-        self.name = spec.name
+        self.name = submission.name
         self.module = module
         self.train_data = train
         self.test_data = test

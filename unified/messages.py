@@ -190,6 +190,8 @@ class Inspect:
         device_type: ``"cpu"`` or ``"cuda"``: which kernels the memory estimate assumes.
         num_threads: Time training steps on a CPU with this many threads, or 0 for no timing.
         within_bytes: Time steps only if the job's estimated peak is below this.
+        id: What a queue calls the job; ``""`` for its own name.
+        data_roots: Folders whose files the job may name by absolute path.
     """
 
     folder: Path
@@ -199,6 +201,8 @@ class Inspect:
     device_type: str
     num_threads: int
     within_bytes: int
+    id: str = ""
+    data_roots: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

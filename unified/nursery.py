@@ -25,7 +25,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
-from unified.errors import WorkerDiedError
+from unified.errors import NurseryDiedError
 
 _MAX_REQUEST = 65536
 
@@ -72,6 +72,17 @@ class Nursery:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # jobs may be submitted from another thread than the one that runs them
         self.hides_gpus = False  #: children of a CPU run are not to find a GPU
+        self._start()
+
+    def revive(self) -> None:
+        """Start a new nursery process if this one's is gone, and its children with it."""
+        with self._lock:
+            if self._process.poll() is None:
+                return
+            self._socket.close()
+            self._start()
+
+    def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = _MALLOC | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._socket = ours
@@ -94,7 +105,7 @@ class Nursery:
         """Fork a child that runs ``module:function`` ``role`` with a pipe and ``arguments``.
 
         Raises:
-            WorkerDiedError: If the nursery itself is gone.
+            NurseryDiedError: If the nursery itself is gone.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -109,7 +120,7 @@ class Nursery:
         child.pipe.close()
         try:
             return Exit(code=self._ask({"reap": child.pid}, [])["status"])
-        except WorkerDiedError:
+        except NurseryDiedError:
             return Exit(code=None)
 
     def _ask(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
@@ -118,9 +129,9 @@ class Nursery:
                 socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
                 answer = self._socket.recv(_MAX_REQUEST)
         except OSError as error:
-            raise WorkerDiedError(f"the process that starts workers is gone ({error}); run again") from error
+            raise NurseryDiedError(f"the process that starts workers is gone ({error}); run again") from error
         if not answer:
-            raise WorkerDiedError("the process that starts workers ended while importing torch; see its output above")
+            raise NurseryDiedError("the process that starts workers ended while importing torch; see its output above")
         return json.loads(answer)
 
     def close(self) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from unified.admission import Submission
 from unified.errors import WorkerDiedError
@@ -82,10 +86,14 @@ class Slot:
 
 @dataclass(slots=True, kw_only=True)
 class Reader:
-    """Reads job folders in short-lived inspector processes, several at a time."""
+    """Reads job folders in short-lived inspector processes, several at a time.
+
+    ``timeout_seconds`` is what one request may take; None: as long as it likes.
+    """
 
     nursery: Nursery
     num_processes: int
+    timeout_seconds: float | None = None
     _children: list[Child] = field(default_factory=list)
 
     def read(self, requests: Sequence[Inspect]) -> list[Inspected]:
@@ -114,6 +122,12 @@ class Reader:
             for child in children:
                 self.nursery.reap(child)
 
+    def _give_up(self, request: Inspect | TimeSteps, children: list[Child]) -> NoReturn:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+        raise WorkerDiedError(f"reading {_folder_of(request)} took longer than {self.timeout_seconds:g} s and was stopped")
+
     def _distribute(self, requests: Sequence[Any], children: list[Child]) -> list[Any]:
         answers: list[Any] = [None] * len(requests)
         waiting = list(enumerate(requests))[::-1]
@@ -125,7 +139,10 @@ class Reader:
                 pipe = idle.pop()
                 pipe.send(request)
                 busy[pipe] = index
-            for pipe in wait(list(busy)):
+            answered = wait(list(busy), timeout=self.timeout_seconds)
+            if not answered:
+                self._give_up(requests[next(iter(busy.values()))], children)
+            for pipe in answered:
                 assert isinstance(pipe, Connection), "only pipes were waited for"
                 index = busy.pop(pipe)
                 answers[index] = _receive(pipe, requests[index])
@@ -133,12 +150,15 @@ class Reader:
         return answers
 
 
+def _folder_of(request: Inspect | TimeSteps) -> Path:
+    return request.folder if isinstance(request, Inspect) else request.submission.folder
+
+
 def _receive(pipe: Connection, request: Inspect | TimeSteps) -> Any:
     try:
         return pipe.recv()
     except (EOFError, OSError) as error:
-        folder = request.folder if isinstance(request, Inspect) else request.submission.folder
         raise WorkerDiedError(
-            f"the process that read {folder} died, most likely for lack of memory; "
+            f"the process that read {_folder_of(request)} died, most likely for lack of memory; "
             "hand that job in alone, or with a smaller model or batch_size"
         ) from error

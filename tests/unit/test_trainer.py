@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> No
         host.turn(member, Steps(count=2))
         save_checkpoint(member, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"step-{step:012d}.{suffix}" for step in (4, 6) for suffix in ("json", "pt")
+        f"000000-{step:012d}.{suffix}" for step in (4, 6) for suffix in ("json", "pt")
     ]
     newest = tmp_path / "000000-000000000006.pt"
     newest.write_bytes(newest.read_bytes()[:-7])

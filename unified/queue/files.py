@@ -14,8 +14,8 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 #: Names that begin so are under construction: nothing reads them, and retention removes what a crash left of them.
 TEMPORARY = ".tmp-"
@@ -96,7 +96,7 @@ def remove_tree(path: Path, scratch: Path) -> None:
         doomed.unlink()
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """Open a file for reading that may be anything: never waits for a pipe, follows no link, reads no device.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import Any
 
 from unified.queue.errors import RootError
 
+LOCK_SECONDS = 1.0
 _FOLDERS = ("incoming", "jobs", "results", "dead", "rejected", "uploads", "files", "data", "cache")
 
 
@@ -153,12 +154,14 @@ class Root:
             RootError: If another one is.
         """
         descriptor = os.open(self.lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _is_locked(descriptor):
+            if time.monotonic() < deadline:
+                time.sleep(0.02)  # somebody may only be looking whether there is a supervisor
+                continue
             os.close(descriptor)
             holder = self.supervisor() or {}
-            raise RootError(f"{self.path} has a supervisor already: process {holder.get('pid', '?')}") from None
+            raise RootError(f"{self.path} has a supervisor already: process {holder.get('pid', '?')}")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "started": time.time()}).encode(), 0)
         return descriptor
@@ -186,3 +189,11 @@ class Root:
             return json.loads(self.status.read_bytes())
         except (OSError, ValueError):
             return None
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

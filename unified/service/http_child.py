@@ -1,0 +1,76 @@
+"""The supervisor's handle of its HTTP process, which is started again when it dies. Free of torch."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from unified.errors import UnifiedError
+
+MIN_SECONDS = 5.0  #: between two starts
+STOP_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class HttpChild:
+    """Where to listen, and the process that does.
+
+    Attributes:
+        host: Address.
+        port: Port.
+        token_file: Who may come in; None on this host only.
+        root: The queue's folder.
+    """
+
+    host: str
+    port: int
+    token_file: Path | None
+    root: Path
+    _process: subprocess.Popen[bytes] | None = None
+    _started: float = 0.0
+
+    def ensure(self) -> None:
+        """Start the process if there is none; to be called now and then."""
+        if self._process is not None:
+            if self._process.poll() is None or time.monotonic() - self._started < MIN_SECONDS:
+                return
+            logger.warning("the HTTP process ended with %s; a new one is started", self._process.returncode)
+        command = [sys.executable, "-m", "unified.service.http_process", str(self.root), self.host, str(self.port)]
+        if self.token_file is not None:
+            command += ["--token-file", str(self.token_file)]
+        # A group of its own: Ctrl-C reaches the supervisor alone, which ends this one last.
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._started = time.monotonic()
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Return host and port of ``HOST:PORT``.
+
+    Raises:
+        UnifiedError: If it is none.
+
+    Example:
+        >>> parse_address("127.0.0.1:8080"), parse_address("[::1]:80")
+        (('127.0.0.1', 8080), ('::1', 80))
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdigit() or not 0 <= int(port) < 65536:
+        raise UnifiedError(f"--http: expected HOST:PORT, got {address!r}; e.g. 127.0.0.1:8080")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,159 @@
+"""Files that grow, over HTTP: as they are, and followed as server-sent events until their job has ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+
+from unified.job_state import ENDED, JobState
+
+MAX_PIECE_BYTES = 1 << 18
+MAX_LINE_BYTES = 1 << 20  #: a longer one is passed on in parts
+POLL_SECONDS = 0.25
+LINGER_SECONDS = 1.0  #: last lines may be written shortly after the job's end
+KEEP_ALIVE_SECONDS = 15.0
+MAX_STREAM_SECONDS = 3600.0  #: then the client comes again with ``Last-Event-ID``, and its token is looked at again
+MAX_STREAMS = 200
+
+
+class Tail:
+    """Reads the whole lines that a file gets, from a place on.
+
+    Args:
+        path: The file; it need not be there yet.
+        mark: :attr:`mark` of an earlier reader, to go on behind it; empty: from the beginning.
+    """
+
+    def __init__(self, path: Path, mark: str = "") -> None:
+        inode, _, offset = mark.partition("-")
+        is_sound = inode.isdecimal() and offset.isdecimal() and int(inode) > 0
+        self._path = path
+        self._inode = int(inode) if is_sound else None
+        self._offset = int(offset) if is_sound else 0
+
+    @property
+    def mark(self) -> str:
+        """The file and the place in it up to which lines were read."""
+        return f"{self._inode or 0}-{self._offset}"
+
+    def read(self) -> tuple[list[str], bool]:
+        """Return the next lines, and whether the file was written anew, so that they are its first ones again."""
+        try:
+            with self._path.open("rb") as file:
+                was_reset = self._notice_reset(os.fstat(file.fileno()))
+                file.seek(self._offset)
+                content = file.read(MAX_PIECE_BYTES)
+                if b"\n" not in content and len(content) == MAX_PIECE_BYTES:
+                    content += file.read(MAX_LINE_BYTES - MAX_PIECE_BYTES)
+        except FileNotFoundError:
+            return [], False
+        end = content.rfind(b"\n")
+        is_endless = end < 0 and len(content) >= MAX_LINE_BYTES
+        whole = content if is_endless else content[: end + 1]
+        self._offset += len(whole)
+        lines = whole.decode("utf-8", "replace").split("\n")
+        return (lines if is_endless else lines[:-1]), was_reset
+
+    def _notice_reset(self, status: os.stat_result) -> bool:
+        was_reset = self._inode not in {None, status.st_ino} or status.st_size < self._offset
+        self._inode = status.st_ino
+        if was_reset:
+            self._offset = 0
+        return was_reset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """What to follow, and until when.
+
+    Attributes:
+        path: The file.
+        mark: The id of the last event that the client saw; empty: from the beginning.
+        wanted: From a line to what is sent of it, or None to leave it out.
+        state: Where the job stands; None if it is gone.
+        is_stopping: Whether the service is about to end.
+    """
+
+    path: Path
+    mark: str
+    wanted: Callable[[str], str | None]
+    state: Callable[[], JobState | None]
+    is_stopping: Callable[[], bool]
+
+
+async def stream(following: Following) -> AsyncIterator[str]:
+    """Yield server-sent events: one per line, ``reset`` if the file was written anew, ``end`` after the last one."""
+    tail = Tail(following.path, following.mark)
+    began = spoken = time.monotonic()
+    ended: float | None = None
+    while time.monotonic() - began < MAX_STREAM_SECONDS and not following.is_stopping():
+        state = await to_thread.run_sync(following.state)
+        lines, was_reset = await to_thread.run_sync(tail.read)
+        if was_reset:
+            yield event("{}", name="reset")
+        if lines:
+            text = "".join(_line_events(lines, following.wanted))
+            yield text + f"id: {tail.mark}\n\n"
+            spoken = time.monotonic()
+            continue
+        if state is None or state in ENDED:
+            ended = ended or time.monotonic()
+            if time.monotonic() - ended >= LINGER_SECONDS:
+                yield event(json.dumps({"state": state}), name="end")
+                return
+        if time.monotonic() - spoken >= KEEP_ALIVE_SECONDS:
+            yield ": still here\n\n"
+            spoken = time.monotonic()
+        await anyio.sleep(POLL_SECONDS)
+
+
+def event(data: str, *, name: str | None = None) -> str:
+    r"""Return one server-sent event.
+
+    >>> event("a line")
+    'data: a line\n\n'
+    """
+    head = f"event: {name}\n" if name else ""
+    # A carriage return would end the line for an event stream, and so forge fields of it.
+    return head + "".join(f"data: {line}\n" for line in data.replace("\r", "").split("\n")) + "\n"
+
+
+def _line_events(lines: list[str], wanted: Callable[[str], str | None]) -> Iterator[str]:
+    for line in lines:
+        sent = wanted(line)
+        if sent is not None:
+            yield event(sent)
+
+
+def last_lines(path: Path, num_lines: int, max_bytes: int = 1 << 22) -> bytes:
+    """Return the last whole lines of a file, at most ``max_bytes`` of them; nothing if it is not there."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - max_bytes))
+            content = file.read(max_bytes)
+    except FileNotFoundError:
+        return b""
+    if size > max_bytes:
+        content = content[content.find(b"\n") + 1 :]
+    content = content[: content.rfind(b"\n") + 1]
+    return b"".join(content.splitlines(keepends=True)[-num_lines:]) if num_lines else b""
+
+
+def file_pieces(path: Path) -> Iterator[bytes]:
+    """Yield a file as it is now, piece by piece; what is appended meanwhile is left out."""
+    try:
+        with path.open("rb") as file:
+            left = os.fstat(file.fileno()).st_size
+            while left and (piece := file.read(min(left, MAX_PIECE_BYTES))):
+                left -= len(piece)
+                yield piece
+    except FileNotFoundError:
+        return

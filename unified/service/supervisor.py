@@ -1,0 +1,369 @@
+"""The supervisor: keeps workers busy with what is queued, for as long as it is left running. Free of torch.
+
+One thread drives the workers, as in a run; ticks and admissions run beside it and hand it what concerns workers. All that must
+survive is in the store before it is acted on, so this process may be killed at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any
+
+from schedulers import base, registry
+from unified import events
+from unified.bookkeeper import Bookkeeper
+from unified.budgets import Limits
+from unified.conductor import Conductor
+from unified.device import parse_device
+from unified.errors import NurseryDiedError, WorkerDiedError
+from unified.job_state import RESIDENT
+from unified.ledger import JobRecord, Ledger
+from unified.mailbox import Mailbox
+from unified.monitor import Monitor
+from unified.nursery import Nursery
+from unified.packing import Plan, Stage
+from unified.planning import Planner
+from unified.queue.config import ServiceConfig
+from unified.queue.records import JobRow
+from unified.queue.root import Root
+from unified.queue.store import JobStore
+from unified.service.admissions import Admitter
+from unified.service.commands import Commands
+from unified.service.job_files import JobFiles
+from unified.service.journal import StoreJournal
+from unified.service.narrator import Narrator
+from unified.service.status import StatusWriter, Tally
+from unified.service.tensorboard_files import TensorboardFiles
+from unified.service.ticker import Ticker
+from unified.service.working_set import WorkingSet
+
+IDLE_SECONDS = 0.25
+STALL_FACTOR = 20  #: a worker may be silent for so many of a job's measured steps, however short stall_seconds is
+REST_SECONDS = 10.0  #: after workers died before they got work
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """How a supervisor ended: jobs that were on slots, and how many of them are saved as they stood."""
+
+    num_resident: int
+    num_saved: int
+
+
+class Supervisor:
+    """Trains what is queued in a root.
+
+    Args:
+        root: The queue's folder, whose lock the caller holds.
+        store: Its store.
+        config: Its settings.
+        holder: Name of this supervisor, ``host/pid/random``.
+        nursery: Where workers come from.
+        listeners: Told of every event, beside our own.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        store: JobStore,
+        config: ServiceConfig,
+        *,
+        holder: str,
+        nursery: Nursery,
+        listeners: Sequence[Callable[[events.Event], None]] = (),
+    ) -> None:
+        self.root, self.store, self.config, self.holder = root, store, config, holder
+        self.nursery = nursery
+        self.mailbox = Mailbox()
+        self.tally = Tally()
+        self.started = time.time()
+        self._began = time.monotonic()
+        self.ticker: Ticker | None = None
+        self._is_draining = self._is_fenced = False
+        self._charged = self._looked = time.monotonic()
+        self._rests_until = 0.0
+        self._workers: dict[int, int] = {}
+        self._scheduler = registry.create(config.scheduler)
+        devices = parse_device(config.device)
+        nursery.hides_gpus = devices == ("cpu",)
+        self._planner = Planner(devices=devices, slots=config.slots, threads=config.threads)
+        self.books = Bookkeeper(
+            ledger=Ledger(),
+            journal=StoreJournal(
+                root=root,
+                store=store,
+                holder=holder,
+                lease_seconds=config.lease_seconds,
+                started=self.started,
+                is_stopping=lambda: self._is_draining or self._is_fenced,
+            ),
+            scheduler=self._scheduler,
+            scheduler_name=config.scheduler,
+            emit=self._emit,
+            clock=self.now,
+            limits=self.limits,
+            keeps_cancelled=True,
+            bans=set(store.bans()),
+        )
+        self.conductor = Conductor(
+            books=self.books,
+            scheduler=self._scheduler,
+            nursery=nursery,
+            planner=self._planner,
+            deterministic=config.deterministic,
+            checkpoint_seconds=config.checkpoint_seconds,
+        )
+        tensorboard = TensorboardFiles(root) if config.tensorboard else None
+        files = JobFiles(root)
+        self.narrator = Narrator(
+            root=root, store=store, ledger=self.books.ledger, files=files, tensorboard=tensorboard, started=self.started
+        )
+        self.commands = Commands(store=store, conductor=self.conductor, before_answer=self.write_status)
+        self._listeners = (self.narrator, self.tally, self._heed, *listeners)
+        self.admitter = Admitter(
+            root=root,
+            store=store,
+            config=config,
+            nursery=nursery,
+            planner=self._planner,
+            on_verdict=lambda: self.mailbox.ask(self.working_set.refresh),
+            on_rejected=lambda code: self.tally.rejected.update([code]),
+        )
+        self.working_set = WorkingSet(
+            books=self.books,
+            store=store,
+            root=root,
+            window=config.window,
+            num_threads=config.threads if self._planner.is_on_cpu else None,
+            started=self.started,
+            must_check_again=self._check_again,
+        )
+        self.status = StatusWriter(
+            root=root,
+            store=store,
+            conductor=self.conductor,
+            nursery=nursery,
+            tally=self.tally,
+            facts={
+                "holder": holder,
+                "started": self.started,
+                "scheduler": config.scheduler,
+                "device": ", ".join(devices),
+            },
+        )
+        self._monitor = Monitor(nursery=nursery, slots=lambda: self.conductor.slots, devices=devices)
+
+    @property
+    def limits(self) -> Limits:
+        """What jobs may use up."""
+        config = self.config
+        return Limits(max_retries=0, max_infra_failures=config.max_infra_failures, retry_seconds=config.retry_seconds)
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether another supervisor has taken the root."""
+        return self._is_fenced
+
+    def now(self) -> float:
+        """Return the seconds since the supervisor was made: the clock of its events."""
+        return time.monotonic() - self._began
+
+    def run(self) -> Drained:
+        """Train until :meth:`drain` or :meth:`fence` is called; return what became of the jobs on slots."""
+        self.conductor.adopt(self._plan())
+        self._load_policy()
+        self._emit_start()
+        self.working_set.refresh()
+        while not (self._is_draining or self._is_fenced):
+            self._turn()
+        return self._end()
+
+    def drain(self) -> None:
+        """Stop as soon as everybody is saved; safe in a signal handler."""
+        self._is_draining = True
+        self.mailbox.wake()
+
+    def fence(self) -> None:
+        """Stop at once, saving nothing: the root is somebody else's."""
+        self._is_fenced = True
+        self.mailbox.wake()
+
+    def resident(self) -> frozenset[str]:
+        """Return the ids of the jobs we hold; to be called by any thread."""
+        return frozenset(record.name for record in self.books.ledger.all() if record.state in RESIDENT)
+
+    def drop_lost(self, jobs: frozenset[str]) -> None:
+        """Let go of jobs whose lease we no longer have."""
+        for job in jobs:
+            record = self.books.ledger.get(job)
+            if record is not None and record.state in RESIDENT and self.store.get(job).holder != self.holder:
+                logger.warning("job %s has passed to another supervisor; its member is dropped", job)
+                self.books.lost.append(record)
+        self._drop()
+
+    def watch(self) -> None:
+        """End workers that say nothing any more, and jobs that have trained for too long."""
+        now = self.now()
+        for slot in self.conductor.slots:
+            job = slot.running or slot.attending
+            if slot.child is None or job is None or slot.is_stalled:
+                continue
+            record = self.books.ledger.get(job)
+            step_seconds = (record.step_seconds or 0.0) if record is not None else 0.0
+            if now - slot.last_report > max(self.config.stall_seconds, STALL_FACTOR * step_seconds):
+                logger.warning(
+                    "the worker of %s has said nothing for %.0f s; it is replaced", slot.describe(), now - slot.last_report
+                )
+                self.conductor.stop_stalled(slot)
+            elif record is not None:
+                self._watch_run_time(record)
+
+    def _watch_run_time(self, record: JobRecord) -> None:
+        most = record.submission.spec.max_run_seconds
+        if most is not None and self.books.trained_seconds(record) > most:
+            self.conductor.end(record, f"has trained for more than its max_run_seconds of {most:g} s")
+
+    def write_status(self) -> None:
+        """Say how things are, in ``status.json``."""
+        self.status.write(ticks={} if self.ticker is None else self.ticker.last_ok(), is_draining=self._is_draining)
+
+    def charge_usage(self) -> None:
+        """Note what each user's jobs have occupied since the last time."""
+        now = time.monotonic()
+        seconds, self._charged = now - self._charged, now
+        used: defaultdict[str, float] = defaultdict(float)
+        memory: defaultdict[str, float] = defaultdict(float)
+        for record in self.books.ledger.all():
+            if record.slot is not None:
+                user = record.submission.spec.user or ""
+                used[user] += seconds
+                memory[user] += seconds * record.demand.resident_bytes
+        for user, slot_seconds in used.items():
+            self.store.add_usage(user, slot_seconds, memory[user])
+
+    def save_policy(self) -> None:
+        """Write down the scheduler's memory, if it has one."""
+        if isinstance(self._scheduler, base.Stateful):
+            self.store.save_policy(self.config.scheduler, dict(self._scheduler.state_dict()))
+
+    def _load_policy(self) -> None:
+        state = self.store.load_policy(self.config.scheduler)
+        if state is not None and isinstance(self._scheduler, base.Stateful):
+            self._scheduler.load_state_dict(state)
+
+    def _plan(self) -> Plan:
+        config, planner = self.config, self._planner
+        if planner.is_on_cpu:
+            count = config.slots if isinstance(config.slots, int) else max(1, planner.num_cores // config.threads)
+            stage = Stage(threads=config.threads, slots=count, jobs=())
+        else:
+            count = config.slots if isinstance(config.slots, int) else len(planner.devices)
+            stage = Stage(threads=None, slots=count, jobs=())
+        return Plan(stages=(stage,), predicted_seconds=None, reason="a service: the same slots for everybody")
+
+    def _emit_start(self) -> None:
+        slots = self.conductor.describe_slots()
+        self._emit(events.RunStarted(at=self.now(), slots=slots, scheduler=self.config.scheduler, plan="serves its queue"))
+
+    def _turn(self) -> None:
+        self._guarded(self.mailbox.run)
+        self._drop()
+        if time.monotonic() >= self._rests_until:
+            self._advance()
+        self._drop()
+        self._guarded(self.commands.settle)
+        self._listen()
+        if self.ticker is not None and time.monotonic() - self._looked > 1.0:
+            self._looked = time.monotonic()
+            self.ticker.run_late()
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """Do what somebody asked for; what goes wrong with it must not end everybody's training."""
+        try:
+            act()
+        except Exception:  # the border between one request and the service
+            logger.exception("a request failed; the service goes on")
+
+    def _advance(self) -> None:
+        began = time.perf_counter()
+        try:
+            self.conductor.advance()
+        except NurseryDiedError as error:
+            logger.warning("%s: a new one is started", error)
+            self.nursery.revive()
+        except Exception:  # a scheduler may be a plug-in
+            self.tally.scheduler_errors += 1
+            logger.exception("no turn could be given out; it is tried again in %g s", REST_SECONDS)
+            self._rests_until = time.monotonic() + REST_SECONDS
+        self.tally.decision_seconds += time.perf_counter() - began
+
+    def _listen(self) -> None:
+        pipes = self.conductor.pipes()
+        ready: list[Any] = wait([*pipes, self.mailbox.fileno()], timeout=IDLE_SECONDS)
+        for pipe in ready:
+            if pipe == self.mailbox.fileno():
+                self.mailbox.quiet()
+                continue
+            try:
+                self.conductor.receive(pipes[pipe])
+            except WorkerDiedError as error:
+                logger.error("%s; trying again in %g s", error, REST_SECONDS)  # noqa: TRY400 - the message says it all
+                self._rests_until = time.monotonic() + REST_SECONDS
+        self._monitor.sample_if_due(self.now(), self._emit)
+
+    def _drop(self) -> None:
+        """Let go of jobs that turned out to be somebody else's."""
+        while self.books.lost:
+            record = self.books.lost.pop()
+            if record.name in self.books.ledger:
+                self.narrator.files.drop(record.name)
+                self.conductor.drop(record)
+
+    def _end(self) -> Drained:
+        """Save everybody and free their leases; without counting anything against them."""
+        resident = [record for record in self.books.ledger.all() if record.slot is not None]
+        if self._is_fenced:
+            for record in resident:
+                self.books.ledger.remove(record.name)
+            self.conductor.stop()
+            return Drained(num_resident=len(resident), num_saved=0)
+        self.conductor.checkpoint_all(self.config.grace_seconds * 0.8)
+        saved = sum(not record.lacks_checkpoint for record in resident)
+        self.conductor.stop()
+        self.save_policy()
+        self.narrator.flush()
+        return Drained(num_resident=len(resident), num_saved=saved)
+
+    def _check_again(self, row: JobRow) -> None:
+        self.store.admit(row.id, None, steps_total=row.steps_total, memory_bytes=row.memory_bytes)
+        self.admitter.look()
+
+    def _heed(self, event: events.Event) -> None:
+        """Act on what needs more than a note."""
+        if isinstance(event, events.WorkerStarted):
+            self._workers[event.slot] = self.store.worker_started(event.slot, event.pid)
+        elif isinstance(event, events.WorkerLost) and event.slot in self._workers:
+            self.store.worker_ended(self._workers.pop(event.slot), event.reason)
+        elif isinstance(event, events.JobCheckpointed):
+            self.commands.checkpointed(event.job, event.step, os.path.relpath(event.path, self.root.path))
+        elif isinstance(event, events.CheckpointRefused):
+            self.commands.checkpoint_refused(event.job, event.reason)
+            record = self.books.ledger.get(event.job)
+            if event.is_disk and record is not None:
+                reason = f"disk-full: a checkpoint of {event.num_bytes} bytes found no room ({event.reason})"
+                self.mailbox.ask(lambda: self.conductor.set_aside_at_once(record, reason))
+
+    def _emit(self, event: events.Event) -> None:
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:  # one who only watches must not end anybody's training
+                logger.exception("a listener failed on %s; the service goes on", type(event).__name__)

@@ -1,0 +1,205 @@
+"""What the supervisor does every few seconds: the ticks, each an idempotent function. Free of torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from unified.errors import UnifiedError
+from unified.job_state import JobState
+from unified.ledger import JobRecord
+from unified.planning import ranking
+from unified.quantities import bytes_text
+from unified.queue.errors import QueueError
+from unified.queue.records import Progress
+from unified.queue.spool import scan
+from unified.service import recovery, retention
+from unified.service.supervisor import Supervisor
+from unified.service.ticker import Tick
+from unified.summary import finite
+
+DISK_FULL = "disk-full"  #: how the reason of a job begins that is paused until there is room
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Ticks:
+    """The ticks of a supervisor.
+
+    Attributes:
+        supervisor: Whose.
+        lock: Descriptor of the root's lock; None if we do not go by it.
+    """
+
+    supervisor: Supervisor
+    lock: int | None
+    _told: dict[str, str] = field(default_factory=dict)
+    _noted: dict[str, Progress] = field(default_factory=dict)
+
+    def all(self) -> list[Tick]:
+        """Return them with their intervals."""
+        config = self.supervisor.config
+        scale = config.tick_seconds
+        ask = self._in_loop
+        return [
+            Tick(name="heartbeat", seconds=config.heartbeat_seconds, run=self.heartbeat, own_thread=True),
+            Tick(name="leases", seconds=min(5.0 * scale, config.lease_seconds / 2), run=self.leases),
+            Tick(name="spool", seconds=scale, run=self.spool, own_thread=True),
+            Tick(name="commands", seconds=0.3 * scale, run=ask(self.supervisor.commands.look)),
+            Tick(name="queue", seconds=scale, run=self.queue),
+            Tick(name="reasons", seconds=5.0 * scale, run=ask(self.reasons)),
+            Tick(name="notes", seconds=scale, run=ask(self.notes)),
+            Tick(name="watch", seconds=min(1.0, config.stall_seconds / 4), run=ask(self.supervisor.watch)),
+            Tick(name="status", seconds=1.0, run=ask(self.supervisor.write_status)),
+            Tick(name="disk", seconds=30.0 * scale, run=self.disk),
+            Tick(name="retention", seconds=600.0 * scale, run=self.retention, own_thread=True),
+        ]
+
+    def _in_loop(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Return a tick that has ``run`` done by the thread that drives the workers, whose errors end nothing."""
+        is_waiting = False
+
+        def guarded() -> None:
+            nonlocal is_waiting
+            is_waiting = False
+            try:
+                run()
+            except UnifiedError as error:
+                logger.warning("%s", error)
+            except Exception:  # the next time may go better, and the workers must go on
+                logger.exception("a tick failed and will run again")
+
+        def ask() -> None:
+            nonlocal is_waiting
+            if not is_waiting:  # one is enough, however busy the loop is
+                is_waiting = True
+                self.supervisor.mailbox.ask(guarded)
+
+        return ask
+
+    def heartbeat(self) -> None:
+        """Renew the leases of all jobs we hold; find out which we no longer do, and whether the root is still ours."""
+        supervisor = self.supervisor
+        if self.lock is not None and not self._has_lock():
+            logger.error("the lock of %s is somebody else's; this supervisor ends", supervisor.root.path)
+            supervisor.fence()
+            return
+        expected = supervisor.resident()
+        held = supervisor.store.renew(supervisor.holder, supervisor.config.lease_seconds)
+        missing = expected - held
+        if missing:
+            supervisor.mailbox.ask(lambda: supervisor.drop_lost(missing))
+
+    def _has_lock(self) -> bool:
+        assert self.lock is not None, "only asked where there is one"
+        try:
+            return os.path.samestat(os.fstat(self.lock), self.supervisor.root.lock.stat())
+        except FileNotFoundError:
+            return False
+
+    def leases(self) -> None:
+        """Free the jobs of supervisors that have stopped renewing."""
+        supervisor = self.supervisor
+        count = recovery.release_expired(supervisor.store, supervisor.limits, mine=supervisor.holder)
+        supervisor.tally.leases_expired += count
+
+    def spool(self) -> None:
+        """Take in what was dropped."""
+        supervisor = self.supervisor
+        found = scan(supervisor.root, supervisor.store, supervisor.config, now=time.time())
+        for entry in found:
+            for problem in entry.problems:
+                supervisor.tally.rejected[problem.code] += 1
+        if any(entry.outcome == "accepted" for entry in found):
+            supervisor.admitter.look()
+
+    def queue(self) -> None:
+        """Let jobs whose wait for a retry is over wait for a slot; look for new ones."""
+        supervisor = self.supervisor
+        for row in supervisor.store.due():
+            try:
+                supervisor.store.move(
+                    row.id,
+                    JobState.QUEUED,
+                    old=JobState.RETRY_WAIT,
+                    epoch=row.epoch,
+                    reason="is tried again",
+                    by="supervisor",
+                    not_before=None,
+                )
+            except QueueError as error:
+                logger.info("%s", error)
+        supervisor.admitter.look()
+        supervisor.mailbox.ask(supervisor.working_set.refresh)
+
+    def reasons(self) -> None:
+        """Write down why each waiting job waits."""
+        supervisor = self.supervisor
+        waiting = [record for record in supervisor.books.ledger.all() if record.is_ready and record.slot is None]
+        order, _ = ranking(waiting, supervisor.books.scheduler)
+        by_name = {record.name: record for record in waiting}
+        reasons = {name: self._why(by_name[name], ahead) for ahead, name in enumerate(order)}
+        changed = {name: reason for name, reason in reasons.items() if self._told.get(name) != reason}
+        self._told = reasons
+        if changed:
+            supervisor.store.set_reason(changed)
+
+    def _why(self, record: JobRecord, ahead: int) -> str:
+        under = f"under {self.supervisor.config.scheduler}"
+        before = f"{record.reason}; " if record.reason and record.num_infra_failures + record.num_job_failures else ""
+        if record.needs_own_slot:
+            return f"{before}waits for a slot of its own"
+        if not self.supervisor.conductor.would_fit(record):
+            return f"{before}waits for memory: needs {bytes_text(record.demand.peak_bytes)}"
+        return f"{before}waits for a slot: {ahead} ahead {under}" if ahead else f"{before}is next for a slot {under}"
+
+    def notes(self) -> None:
+        """Write down how far the jobs on slots have come, in one transaction, and their files."""
+        supervisor = self.supervisor
+        reports = {record.name: self._progress(record) for record in supervisor.books.ledger.all() if record.slot is not None}
+        changed = [report for name, report in reports.items() if self._noted.get(name) != report]
+        self._noted = reports
+        if changed:
+            fenced = supervisor.store.note(changed, holder=supervisor.holder)
+            if fenced:
+                supervisor.drop_lost(frozenset(fenced))
+        supervisor.narrator.flush()
+        supervisor.charge_usage()
+
+    def disk(self) -> None:
+        """Let jobs go on that were paused for want of room, once there is enough of it."""
+        supervisor = self.supervisor
+        if retention.disk_state(supervisor.root, supervisor.config).is_low:
+            logger.warning("%s is nearly full: nothing new is accepted", supervisor.root.path)
+            return
+        for row in supervisor.store.jobs(states=[JobState.PAUSED]):
+            if row.reason.startswith(DISK_FULL):
+                try:
+                    supervisor.store.move(
+                        row.id, JobState.QUEUED, old=row.state, epoch=row.epoch, reason="there is room again", by="supervisor"
+                    )
+                except QueueError as error:
+                    logger.info("%s", error)
+
+    def retention(self) -> None:
+        """Remove what is too old."""
+        supervisor = self.supervisor
+        supervisor.mailbox.ask(supervisor.narrator.trim_timeline)
+        for text in retention.sweep(supervisor.root, supervisor.store, supervisor.config, time.time()):
+            logger.info("removed %s", text)
+
+    def _progress(self, record: JobRecord) -> Progress:
+        return Progress(
+            job=record.name,
+            epoch=record.epoch,
+            steps_done=record.step,
+            loss=None if record.loss is None else finite({"loss": record.loss})["loss"],
+            metrics=finite(record.metrics),
+            step_seconds=record.step_seconds or record.trial_seconds.get(record.num_threads or 1),
+            memory_bytes=record.peak_bytes,
+            training_seconds=self.supervisor.books.trained_seconds(record),
+        )

@@ -1,0 +1,110 @@
+"""Which of the queued jobs the scheduler chooses among: the first that wait, and whoever is on a slot. Free of torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from schedulers import base
+from unified import events
+from unified.bookkeeper import Bookkeeper
+from unified.errors import InvalidSubmission
+from unified.job_state import JobState
+from unified.ledger import JobRecord
+from unified.queue.records import JobRow
+from unified.queue.root import Root
+from unified.queue.store import JobStore
+from unified.service.admissions import from_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkingSet:
+    """Keeps the ledger in step with the store.
+
+    Attributes:
+        books: The ledger's keeper.
+        store: The queue's store.
+        root: Its folder.
+        window: How many waiting jobs the scheduler chooses among.
+        num_threads: Intra-op threads of every slot; None on GPUs.
+        started: When the run's clock was 0, in seconds since 1970.
+        must_check_again: Told of a job whose files are not where its check found them.
+    """
+
+    books: Bookkeeper
+    store: JobStore
+    root: Root
+    window: int
+    num_threads: int | None
+    started: float
+    must_check_again: Callable[[JobRow], None]
+
+    def refresh(self) -> None:
+        """Take in jobs that wait now; let go of those that no longer do, and of those that left their slots for good."""
+        ledger = self.books.ledger
+        for record in ledger.all():
+            if record.slot is None and record.state is not JobState.QUEUED:
+                ledger.remove(record.name)
+        rows = {row.id: row for row in self.store.waiting(self.window)}
+        for record in ledger.all():
+            row = rows.get(record.name)
+            if record.slot is None and (row is None or row.epoch != record.epoch):
+                ledger.remove(record.name)
+        new = [record for row in rows.values() if row.id not in ledger if (record := self._record(row)) is not None]
+        if new:
+            ledger.add_all(new)
+        for record in new:
+            self.books.note(base.Submitted, record)
+            self.books.emit(_submitted(record))
+
+    def _record(self, row: JobRow) -> JobRecord | None:
+        try:
+            submission = from_json(row, self.root)
+        except (InvalidSubmission, KeyError, TypeError, ValueError) as error:
+            logger.warning("job %s must be checked again: %s", row.id, error)
+            submission = None
+        if submission is None:
+            self.must_check_again(row)
+            return None
+        step_seconds = row.step_seconds
+        trial = (row.admission or {}).get("step_seconds")
+        return JobRecord(
+            submission=submission,
+            results=self.root.working_result(row.id, row.epoch),
+            checkpoints=self.root.checkpoints(row.id),
+            submit_time=row.submit_time - self.started,
+            epoch=row.epoch,
+            num_threads=row.num_threads if row.num_threads is not None else self.num_threads,
+            step=row.steps_done,
+            step_seconds=step_seconds,
+            trial_seconds={} if trial is None else {1: trial},
+            first_start=None if row.started_time is None else row.started_time - self.started,
+            training_seconds=row.training_seconds,
+            peak_bytes=row.memory_bytes or submission.estimate.peak_bytes,
+            is_alone=row.is_alone,
+            num_job_failures=row.num_job_failures,
+            num_infra_failures=row.num_infra_failures,
+            num_blames=row.num_blames,
+            last_fault=row.last_fault,
+            reason=row.reason,
+            loss=row.loss,
+            metrics=dict(row.metrics),
+        )
+
+
+def _submitted(record: JobRecord) -> events.JobSubmitted:
+    submission = record.submission
+    return events.JobSubmitted(
+        at=record.submit_time,
+        job=record.name,
+        user=submission.spec.user,
+        num_epochs=submission.num_epochs,
+        num_steps=submission.num_steps,
+        steps_per_epoch=submission.steps_per_epoch,
+        num_parameters=submission.estimate.num_parameters,
+        peak_bytes=submission.estimate.peak_bytes,
+        first_step=record.step,
+    )
