@@ -176,6 +176,7 @@ class Bookkeeper:
                 path=str(report.path),
                 num_bytes=report.num_bytes,
                 seconds=report.seconds,
+                interval_seconds=report.interval_seconds,
             )
         )
         if record.suspected_beside and len(self.ledger.resident(slot.index)) == 1:

@@ -219,6 +219,8 @@ class Conductor:
     def stop(self) -> None:
         """End the workers; jobs that were resident go back to the queue with what their checkpoints hold."""
         for slot in self.slots:
+            slot.send(messages.Shutdown())  # all at once: each may take a while
+        for slot in self.slots:
             self._end_worker(slot)
         for record in self._ledger.all():
             if record.slot is not None:

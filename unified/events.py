@@ -134,6 +134,7 @@ class JobCheckpointed(JobEvent):
     path: str
     num_bytes: int
     seconds: float
+    interval_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,13 +119,17 @@ class TurnEnded(Report):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpointed(Report):
-    """A checkpoint of the job at ``step`` is on disk, sealed by ``path``; ``seconds`` were spent on it."""
+    """A checkpoint of the job at ``step`` is on disk, sealed by ``path``; ``seconds`` were spent on it.
+
+    ``interval_seconds`` is what will pass until the next, unless the job counts steps.
+    """
 
     step: int
     path: Path
     sha256: str
     num_bytes: int
     seconds: float
+    interval_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 
 from unified.ledger import JobRecord, Ledger
 from unified.packing import admits
 from unified.slots import Slot
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """The slots of the moment and who is resident on them.
 
-    Attributes:
+    Args:
         ledger: The jobs.
         slots: The slots.
         capacity_bytes: What jobs may take: together on a CPU host, on each slot with GPUs.
         bans: Pairs of jobs that must not be resident beside each other.
     """
 
-    ledger: Ledger
-    slots: Sequence[Slot]
-    capacity_bytes: int
-    bans: AbstractSet[frozenset[str]]
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        slots: Sequence[Slot],
+        capacity_bytes: int,
+        bans: AbstractSet[frozenset[str]],
+    ) -> None:
+        self._slots = slots
+        self._bans = bans
+        self._capacity_bytes = capacity_bytes
+        self._residents: dict[int, list[JobRecord]] = {slot.index: [] for slot in slots}
+        for record in ledger.all():  # once: there may be hundreds of jobs, and each is tried on each slot
+            if record.slot is not None:
+                self._residents[record.slot].append(record)
+        self._demands = {index: _total_demand(records) for index, records in self._residents.items()}
 
     def accepted(self, slot: Slot, ready: Sequence[JobRecord]) -> frozenset[str]:
         """Return the names of the unplaced jobs that may go to ``slot``."""
@@ -37,15 +47,14 @@ class Placement:
 
     def fits(self, record: JobRecord, slot: Slot) -> bool:
         """Whether a job may join those that are resident on ``slot``."""
-        resident = [other for other in self.ledger.resident(slot.index) if other is not record]
+        resident = [other for other in self._residents[slot.index] if other is not record]
         if resident and (record.needs_own_slot or any(other.needs_own_slot for other in resident)):
             return False
-        if any(frozenset({record.name, other.name}) in self.bans for other in resident):
+        if any(frozenset({record.name, other.name}) in self._bans for other in resident):
             return False
-        capacity = self.capacity_bytes
+        capacity = self._capacity_bytes
         if slot.device == "cpu":
-            others = [other for other in self.slots if other is not slot]
-            capacity -= sum(_total_demand(self.ledger.resident(other.index)) for other in others)
+            capacity -= sum(self._demands.values()) - self._demands[slot.index]
         return admits(record.demand, [other.demand for other in resident], capacity)
 
     def first_lonely(self, ready: Sequence[JobRecord]) -> JobRecord | None:
@@ -55,11 +64,11 @@ class Placement:
 
     def reserved_for(self, lonely: JobRecord) -> Slot:
         """Return the slot that is kept free for a job that needs its own: the emptiest that could ever hold it."""
-        return min(self.slots, key=lambda slot: (len(self.ledger.resident(slot.index)), slot.index))
+        return min(self._slots, key=lambda slot: (len(self._residents[slot.index]), slot.index))
 
     def parked_on(self, slot: Slot) -> list[JobRecord]:
         """Return the resident jobs of ``slot`` that could leave at once."""
-        return [record for record in self.ledger.resident(slot.index) if record.is_ready]
+        return [record for record in self._residents[slot.index] if record.is_ready]
 
 
 def _total_demand(records: Sequence[JobRecord]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import os
 import queue
 import threading
@@ -28,6 +29,7 @@ from unified.datasets import DatasetPool
 from unified.errors import InvalidSubmission, UnifiedError
 from unified.hybrid import HybridModule
 from unified.member import Member
+from unified.queue.faults import reach
 from unified.returning import Departure, depart, verify_departure, write_departure
 from unified.submission.models import load_model
 from unified.trainer import Failure, Hooks, Trainer, describe_failure, fault_of
@@ -75,6 +77,7 @@ class Worker:
         self._epochs: dict[str, int] = {}
         self._writing: threading.Thread | None = None
         self._running: str | None = None
+        self._is_leaving = False
         self._is_stopping_turn = False
         self._is_shutting_down = False
         self._hooks = Hooks(between_steps=self._between_steps, on_progress=self._report_progress, on_epoch=self._report_epoch)
@@ -151,11 +154,13 @@ class Worker:
         member = resident.member
         self._running, self._is_stopping_turn = command.job, self._is_shutting_down
         report = self._trainer.run_turn(member, command.quantum, self._hooks)
-        self._running = None
-        if command.job not in self._residents:
-            return  # evicted in its own turn
+        is_leaving, self._is_leaving, self._running = self._is_leaving, False, None
         if report.failure is not None:
             self._fail(resident, report.failure)
+            return
+        if is_leaving:
+            del resident, member  # or its memory would outlive it
+            self._let_go(command.job)
             return
         self._say(
             messages.TurnEnded(
@@ -238,7 +243,7 @@ class Worker:
             reason = _one_line(error)
             say(messages.CheckpointFailed(job=job, reason=reason, is_staying=is_leaving, is_disk=is_disk, num_bytes=size))
             return False
-        say(_checkpointed(job, saved, time.monotonic() - began))
+        say(_checkpointed(job, saved, time.monotonic() - began, resident.checkpoint_seconds))
         return True
 
     def _await_writing(self) -> None:
@@ -249,17 +254,25 @@ class Worker:
     def _evict(self, command: messages.Evict) -> None:
         if command.job not in self._residents or (command.keep and not self._checkpoint(command.job, is_leaving=True)):
             return
-        resident = self._drop(command.job)
-        self._is_stopping_turn |= command.job == self._running
-        self._say(messages.Evicted(job=command.job, step=resident.member.progress.step))
+        if command.job == self._running:
+            self._is_leaving = self._is_stopping_turn = True  # it is let go when its turn has ended: till then it is in use
+        else:
+            self._let_go(command.job)
 
-    def _drop(self, job: str) -> Resident:
-        resident = self._residents.pop(job)
+    def _let_go(self, job: str) -> None:
+        """Drop a job and say so when its memory is free."""
+        step = self._residents[job].member.progress.step
+        self._drop(job)
+        self._say(messages.Evicted(job=job, step=step))
+
+    def _drop(self, job: str) -> None:
+        submission = self._residents.pop(job).member.submission
         self._hybrid.drop(job)
-        submission = resident.member.submission
         self._release_data(submission.train.key, None if submission.test is None else submission.test.key)
+        gc.collect()  # modules often refer to themselves
         trim_memory()
-        return resident
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _release_data(self, *keys: str | None) -> None:
         for key in filter(None, keys):
@@ -281,6 +294,7 @@ class Worker:
     def _write(self, departure: Departure) -> None:
         try:
             write_departure(departure)
+            reach("result.written")
             self._inbox.put(lambda: self._verify(departure))
         except Exception as error:  # noqa: BLE001 - a full disk, say: reported below, from the main thread
             failure = error
@@ -361,7 +375,7 @@ def _traceback(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))[-MAX_LOG_CHARACTERS:]
 
 
-def _checkpointed(job: str, saved: Saved, seconds: float) -> messages.Checkpointed:
+def _checkpointed(job: str, saved: Saved, seconds: float, interval: float) -> messages.Checkpointed:
     return messages.Checkpointed(
         job=job,
         step=saved.step,
@@ -369,4 +383,5 @@ def _checkpointed(job: str, saved: Saved, seconds: float) -> messages.Checkpoint
         sha256=saved.sha256,
         num_bytes=saved.num_bytes,
         seconds=seconds,
+        interval_seconds=interval,
     )

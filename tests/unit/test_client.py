@@ -1,4 +1,4 @@
-"""``unified.Client``: the same over a folder and over HTTP; what is handed in is what arrives, what comes back is what was sealed."""
+"""``unified.Client``: the same over a folder and over HTTP; what is handed in arrives, and what was sealed comes back."""
 
 import json
 import os
@@ -245,7 +245,7 @@ def test_a_service_that_comes_back_is_waited_for(queue, tmp_path):
 
 def test_nobody_there_is_said(monkeypatch):
     monkeypatch.setattr("unified.service.client_http._TRIES", 1)
-    with Client("http://127.0.0.1:9") as client, pytest.raises(ServiceError, match="cannot be reached.*is it running"):
+    with Client("http://127.0.0.1:9") as client, pytest.raises(ServiceError, match=r"cannot be reached.*is it running"):
         client.state("a")
     with pytest.raises(UnifiedError, match="expected a folder or an address"):
         Client("ftp://127.0.0.1")

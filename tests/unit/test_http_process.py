@@ -28,11 +28,11 @@ def root(tmp_path):
 
 
 @contextlib.contextmanager
-def started(url, path, length, method="PUT"):
+def started(url, path, length, method="PUT", kind="application/zip"):
     """A request whose body is yet to come."""
     with contextlib.closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)) as connection:
         connection.putrequest(method, path)
-        connection.putheader("Content-Type", "application/zip")
+        connection.putheader("Content-Type", kind)
         connection.putheader("Content-Length", str(length))
         connection.endheaders()
         yield connection
@@ -76,6 +76,18 @@ def test_told_to_end_it_ends_streams_too_and_well(root, number):
             assert b"".join(answer.iter_raw()) == b""
         assert process.wait(20) == 0
         assert process.stderr.read() == ""
+
+
+def test_those_who_wait_for_the_supervisor_do_not_hold_up_the_end(root):
+    with Queue.open(root) as queue, served(root) as (process, url):
+        lock = queue.root.take_lock()  # of a supervisor that never gets to it
+        with started(url, "/v1/jobs/a:pause", 20, method="POST", kind="application/json") as connection:
+            connection.send(b'{"wait_seconds": 30}')
+            while not queue.store.pending():
+                time.sleep(0.02)
+            process.terminate()
+            assert process.wait(20) == 0
+        os.close(lock)
 
 
 def test_it_ends_with_its_parent(root):

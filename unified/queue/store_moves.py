@@ -192,7 +192,7 @@ def note(connection: Connection, reports: Sequence[Progress], holder: str) -> fr
             "training_seconds": report.training_seconds,
         }
         columns = columns_of({name: value for name, value in told.items() if value is not None})
-        here = (JOB.c.id == report.job, JOB.c.epoch == report.epoch)
+        here = (JOB.c.id == report.job, JOB.c.epoch == report.epoch, JOB.c.holder == holder)
         if not connection.execute(update(JOB).where(*here).values(columns)).rowcount:
             fenced.add(report.job)
     return frozenset(fenced)

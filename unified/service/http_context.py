@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
@@ -27,6 +28,7 @@ class Context:
         tokens: Who may come in; None: this machine's people, without a token.
         is_stopping: Whether the process is about to end, so that streams end too.
         num_streams: How many answers are being streamed.
+        waiters: Threads for requests that wait for the supervisor.
         ended: What was seen of jobs that have ended, for ``/metrics``.
     """
 
@@ -34,6 +36,7 @@ class Context:
     queue: Queue | None = None
     is_stopping: Callable[[], bool] = field(default=lambda: False)
     num_streams: int = 0
+    waiters: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(100))
     ended: EndedJobs = field(default_factory=EndedJobs)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Body, Header, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
@@ -98,12 +100,19 @@ _VERB_RESPONSES = problems(404, 409, 415) | {202: {"model": VerbAnswer, "descrip
 
 
 def _add_verb(name: str, text: str) -> None:
-    def steer(
-        queue: TheQueue, identity: Submitter, job: str, options: Annotated[VerbOptions | None, Body()] = None
+    async def steer(
+        request: Request,
+        queue: TheQueue,
+        identity: Submitter,
+        job: str,
+        options: Annotated[VerbOptions | None, Body()] = None,
     ) -> JSONResponse:
         wait = (options or VerbOptions()).wait_seconds
         verb: Callable[..., Outcome] = getattr(queue, name)
-        return _verb_answer(queue, verb(job, by=identity.by, user=identity.sees, wait_seconds=wait or None))
+        ask = partial(verb, job, by=identity.by, user=identity.sees, wait_seconds=wait or None)
+        # Those that wait have threads of their own, so that they keep nobody else waiting.
+        outcome = await to_thread.run_sync(ask, limiter=context_of(request).waiters if wait else None)
+        return await to_thread.run_sync(_verb_answer, queue, outcome)
 
     steer.__doc__ = text
     router.post(f"/v1/jobs/{{job}}:{name}", response_model=VerbAnswer, responses=_VERB_RESPONSES, name=f"{name}_job")(steer)

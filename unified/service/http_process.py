@@ -20,7 +20,7 @@ from unified.errors import UnifiedError
 from unified.service.loopback import is_loopback_address
 
 _PARENT_SECONDS = 0.5
-_GRACE_SECONDS = 5
+_GRACE_SECONDS = 3  #: for answers that are under way
 _MAX_CONNECTIONS = 1000
 
 
@@ -159,4 +159,7 @@ def _parse(arguments: Sequence[str], parent: int) -> HttpOptions:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # at once: a thread may still wait for the supervisor on behalf of a client that is gone

@@ -90,7 +90,7 @@ def read_timeline(
 ) -> Timeline:
     """Return the latest turns of jobs on slots."""
     turns: list[Turn] = []
-    for line in last_lines(queue.root.timeline, MAX_TURNS).splitlines():
+    for line in last_lines(queue.root.timeline, MAX_TURNS).split(b"\n"):
         try:
             turn = Turn.model_validate(json.loads(line))
         except ValueError:  # torn by a kill; the writer goes on behind it

@@ -17,6 +17,7 @@ from unified.job_state import ENDED, JobState
 MAX_PIECE_BYTES = 1 << 18
 MAX_LINE_BYTES = 1 << 20  #: a longer one is passed on in parts
 POLL_SECONDS = 0.25
+LOOK_SECONDS = 1.0  #: how often the store is asked whether the job has ended
 LINGER_SECONDS = 1.0  #: last lines may be written shortly after the job's end
 KEEP_ALIVE_SECONDS = 15.0
 MAX_STREAM_SECONDS = 3600.0  #: then the client comes again with ``Last-Event-ID``, and its token is looked at again
@@ -92,9 +93,12 @@ async def stream(following: Following) -> AsyncIterator[str]:
     """Yield server-sent events: one per line, ``reset`` if the file was written anew, ``end`` after the last one."""
     tail = Tail(following.path, following.mark)
     began = spoken = time.monotonic()
-    ended: float | None = None
+    looked, ended = 0.0, None
+    state: JobState | None = None
     while time.monotonic() - began < MAX_STREAM_SECONDS and not following.is_stopping():
-        state = await to_thread.run_sync(following.state)
+        if ended is None and time.monotonic() - looked >= LOOK_SECONDS:
+            state, looked = await to_thread.run_sync(following.state), time.monotonic()
+            ended = looked if state is None or state in ENDED else None
         lines, was_reset = await to_thread.run_sync(tail.read)
         if was_reset:
             yield event("{}", name="reset")
@@ -103,11 +107,9 @@ async def stream(following: Following) -> AsyncIterator[str]:
             yield text + f"id: {tail.mark}\n\n"
             spoken = time.monotonic()
             continue
-        if state is None or state in ENDED:
-            ended = ended or time.monotonic()
-            if time.monotonic() - ended >= LINGER_SECONDS:
-                yield event(json.dumps({"state": state}), name="end")
-                return
+        if ended is not None and time.monotonic() - ended >= LINGER_SECONDS:
+            yield event(json.dumps({"state": state}), name="end")
+            return
         if time.monotonic() - spoken >= KEEP_ALIVE_SECONDS:
             yield ": still here\n\n"
             spoken = time.monotonic()
@@ -143,8 +145,8 @@ def last_lines(path: Path, num_lines: int, max_bytes: int = 1 << 22) -> bytes:
         return b""
     if size > max_bytes:
         content = content[content.find(b"\n") + 1 :]
-    content = content[: content.rfind(b"\n") + 1]
-    return b"".join(content.splitlines(keepends=True)[-num_lines:]) if num_lines else b""
+    lines = content.split(b"\n")[:-1]  # not splitlines, which also splits at carriage returns
+    return b"".join(line + b"\n" for line in lines[-num_lines:]) if num_lines else b""
 
 
 def file_pieces(path: Path) -> Iterator[bytes]:

@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from fastapi import APIRouter, Header, Request
 from fastapi import Path as InPath
 from fastapi.responses import JSONResponse
@@ -79,7 +80,7 @@ async def submit_job(
     """Hand in a job; when this answers, the job survives a power cut."""
     changes = {} if idempotency_key is None else {"client_token": idempotency_key}
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    with _workshop(queue) as folder:
+    async with _workshop(queue) as folder:
         if kind == "application/zip":
             archive = folder / "job.zip"
             check_disk(queue.root, queue.config)
@@ -125,15 +126,16 @@ def look_upload(queue: TheQueue, identity: Submitter, sha256: Sha256) -> Respons
     return Response(status_code=200 if upload.is_complete else 404, headers={"Upload-Offset": str(upload.offset)})
 
 
-@contextmanager
-def _workshop(queue: Queue) -> Iterator[Path]:
+@asynccontextmanager
+async def _workshop(queue: Queue) -> AsyncIterator[Path]:
     """Make a folder for one request; retention removes what a crash leaves of it."""
     folder = queue.root.uploads / temporary_name()
     folder.mkdir(mode=0o700)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with CancelScope(shield=True):
+            await to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 def _submit_json(queue: Queue, identity: Identity, folder: Path, body: bytes, changes: dict[str, Any]) -> JSONResponse:

@@ -140,7 +140,12 @@ class Narrator:
     def checkpointed(self, event: events.JobCheckpointed) -> None:
         """A checkpoint is current."""
         size, cost = bytes_text(event.num_bytes), seconds_text(event.seconds)
-        self.files.log(event.job, f"checkpoint at step {event.step} ({size}, {cost})")
+        next_one = "" if self._counts_steps(event.job) else f"; the next in {seconds_text(event.interval_seconds)}"
+        self.files.log(event.job, f"checkpoint at step {event.step} ({size}, {cost}{next_one})")
+
+    def _counts_steps(self, job: str) -> bool:
+        record = self.ledger.get(job)
+        return record is not None and record.submission.spec.checkpoint.every_steps is not None
 
     def refused(self, event: events.CheckpointRefused) -> None:
         """No checkpoint could be written."""

@@ -98,10 +98,14 @@ def _run(supervisor: Supervisor, lock: int | None, http: HttpChild | None) -> in
             drained = supervisor.run()
         finally:
             supervisor.admitter.stop()
-            ticker.stop()
+            stuck = ticker.stop()
             if http is not None:
                 http.stop()
-        return _say_end(supervisor, drained)
+        code = _say_end(supervisor, drained)
+        if stuck:  # the interpreter would wait for such a thread at its exit, perhaps for ever
+            logger.warning("ends although %s is still under way", ", ".join(stuck))
+            os._exit(code)
+        return code
 
 
 def _say_end(supervisor: Supervisor, drained: Drained) -> int:
@@ -127,7 +131,7 @@ def _signals(supervisor: Supervisor) -> Iterator[None]:
         elif time.monotonic() - told > ECHO_SECONDS:
             os._exit(EXIT_INTERRUPTED)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:

@@ -337,6 +337,9 @@ class Supervisor:
             return Drained(num_resident=len(resident), num_saved=0)
         self.conductor.checkpoint_all(self.config.grace_seconds * 0.8)
         saved = sum(not record.lacks_checkpoint for record in resident)
+        for record in resident:
+            if record.lacks_checkpoint and record.slot is not None:
+                self.conductor.stop_stalled(self.conductor.slots[record.slot])  # it had its time; the others have theirs
         self.conductor.stop()
         self.save_policy()
         self.narrator.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from unified.planning import ranking
 from unified.quantities import bytes_text
 from unified.queue.errors import QueueError
 from unified.queue.records import Progress
-from unified.queue.spool import scan
+from unified.queue.spool import Ingested, scan
 from unified.service import recovery, retention
 from unified.service.supervisor import Supervisor
 from unified.service.ticker import Tick
@@ -38,6 +39,7 @@ class Ticks:
     supervisor: Supervisor
     lock: int | None
     _told: dict[str, str] = field(default_factory=dict)
+    _told_of: dict[str, str] = field(default_factory=dict)
     _noted: dict[str, Progress] = field(default_factory=dict)
 
     def all(self) -> list[Tick]:
@@ -112,10 +114,22 @@ class Ticks:
         supervisor = self.supervisor
         found = scan(supervisor.root, supervisor.store, supervisor.config, now=time.time())
         for entry in found:
-            for problem in entry.problems:
-                supervisor.tally.rejected[problem.code] += 1
+            supervisor.tally.rejected.update(problem.code for problem in entry.problems)
+            self._tell(entry)
         if any(entry.outcome == "accepted" for entry in found):
             supervisor.admitter.look()
+
+    def _tell(self, entry: Ingested) -> None:
+        """Say what became of a dropped entry; one that is only delayed comes back at every scan."""
+        if entry.outcome == "accepted" or self._told_of.get(entry.entry) == entry.text:
+            return
+        logger.warning("incoming/%s: %s: %s", entry.entry, entry.outcome, entry.text)
+        self._told_of = {name: text for name, text in self._told_of.items() if (self.supervisor.root.incoming / name).exists()}
+        if entry.outcome == "delayed":
+            self._told_of[entry.entry] = entry.text
+        if entry.outcome == "duplicate" and entry.job is not None:
+            job, text = entry.job.id, entry.text
+            self.supervisor.mailbox.ask(lambda: self.supervisor.narrator.files.log(job, text))
 
     def queue(self) -> None:
         """Let jobs whose wait for a retry is over wait for a slot; look for new ones."""
@@ -173,11 +187,12 @@ class Ticks:
     def disk(self) -> None:
         """Let jobs go on that were paused for want of room, once there is enough of it."""
         supervisor = self.supervisor
-        if retention.disk_state(supervisor.root, supervisor.config).is_low:
+        state = retention.disk_state(supervisor.root, supervisor.config)
+        if state.is_low:
             logger.warning("%s is nearly full: nothing new is accepted", supervisor.root.path)
             return
         for row in supervisor.store.jobs(states=[JobState.PAUSED]):
-            if row.reason.startswith(DISK_FULL):
+            if row.reason.startswith(DISK_FULL) and state.has_room and state.free_bytes > 2 * _needed_bytes(row.reason):
                 try:
                     supervisor.store.move(
                         row.id, JobState.QUEUED, old=row.state, epoch=row.epoch, reason="there is room again", by="supervisor"
@@ -203,3 +218,9 @@ class Ticks:
             memory_bytes=record.peak_bytes,
             training_seconds=self.supervisor.books.trained_seconds(record),
         )
+
+
+def _needed_bytes(reason: str) -> int:
+    """Return how much the checkpoint needed that found no room, as the reason says."""
+    found = re.search(r"checkpoint of (\d+) bytes", reason)
+    return int(found[1]) if found else 0
