@@ -128,8 +128,10 @@ class Bookkeeper:
         record.is_hosting, record.step = False, report.step
         beside = [other for other in self.ledger.resident(slot.index) if other is not record]
         for other in beside:
-            other.companions.add(record.name)
-            record.companions.add(other.name)
+            # In a queue an owner is not told of other people's jobs.
+            if self.limits.is_batch or other.submission.spec.user == record.submission.spec.user:
+                other.companions.add(record.name)
+                record.companions.add(other.name)
         if record.state is JobState.LOADING and not self.move(record, JobState.RUNNING, "trains", steps_done=report.step):
             return
         company = tuple(other.name for other in beside)

@@ -12,6 +12,10 @@ from unified.events import Event, JobEvent, MemorySampled, RunStarted, TurnStart
 from unified.job_state import JobState
 from unified.progress import JobProgress
 
+_S = JobState
+#: What a listener can tell of a run's jobs: between two of these, the others are too short to see.
+_TOLD = (_S.QUEUED, _S.RUNNING, _S.PAUSED, _S.FINISHED, _S.FAILED, _S.CANCELLED)
+
 
 class Summary:
     """A listener that keeps a :class:`~unified.progress.JobProgress` per job and the figures of the run.
@@ -77,7 +81,7 @@ class Summary:
             "makespan_seconds": self.makespan_seconds,
             "peak_bytes": self.peak_bytes,
             "num_jobs": len(self.jobs),
-            **{f"num_{state}": self.count(state) for state in JobState},
+            **{f"num_{state}": self.count(state) for state in _TOLD},
             "num_workers_lost": self.num_workers_lost,
             "versions": versions(),
         }

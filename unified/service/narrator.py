@@ -11,7 +11,7 @@ from typing import Any
 
 from unified import events
 from unified.ledger import Ledger
-from unified.quantities import bytes_text, metrics_text, seconds_text
+from unified.quantities import bytes_text, metrics_text, plural, seconds_text
 from unified.queue.root import Root
 from unified.queue.store import JobStore
 from unified.service.job_files import DeathDetails, JobFiles
@@ -72,7 +72,7 @@ class Narrator:
 
     def hosted(self, event: events.JobHosted) -> None:
         """A job is on a slot."""
-        beside = f", beside {', '.join(event.company)}" if event.company else ""
+        beside = f", beside {plural(len(event.company), 'other')}" if event.company else ""  # whose they are is not told
         since = f" from step {event.step}" if event.step else ""
         self.files.log(event.job, f"is on slot {event.slot}{beside}; trains{since}")
         for name in event.damaged:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,8 @@ class StatusWriter:
     tally: Tally
     facts: Mapping[str, Any]
 
-    def write(self, *, ticks: Mapping[str, float], is_draining: bool) -> None:
-        """Write it now."""
+    def write(self, *, ticks: Mapping[str, float], late: Sequence[str], is_draining: bool) -> None:
+        """Write it now; ``late`` are the ticks that did not run in time."""
         content = {
             "schema": 1,
             **self.facts,
@@ -95,6 +95,7 @@ class StatusWriter:
             "utilisation": self.tally.utilisation,
             "queued": self.store.counts().get(JobState.QUEUED, 0),
             "ticks": dict(ticks),
+            "late": list(late),
             "is_draining": is_draining,
             "disk_free_bytes": _free_bytes(self.root.path),
             "counters": self.tally.to_json() | {"fenced_writes": self.store.fenced_writes},

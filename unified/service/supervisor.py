@@ -233,7 +233,8 @@ class Supervisor:
 
     def write_status(self) -> None:
         """Say how things are, in ``status.json``."""
-        self.status.write(ticks={} if self.ticker is None else self.ticker.last_ok(), is_draining=self._is_draining)
+        ticks, late = ({}, []) if self.ticker is None else (self.ticker.last_ok(), self.ticker.late())
+        self.status.write(ticks=ticks, late=late, is_draining=self._is_draining)
 
     def charge_usage(self) -> None:
         """Note what each user's jobs have occupied since the last time."""
