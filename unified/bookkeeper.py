@@ -16,7 +16,7 @@ from typing import Any
 from schedulers import base
 from unified import events, messages
 from unified.budgets import Fault, Limits, Situation, decide
-from unified.failures import accounts_of, death_text, fault_of_death, situation_of, suspects_of
+from unified.failures import accounts_of, death_text, fault_of_death, is_of_disk, situation_of, suspects_of
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Journal, Ledger
 from unified.nursery import Exit
@@ -288,7 +288,8 @@ class Bookkeeper:
             seal(record, returned, scheduler=self.scheduler_name, device=slot.device)
             is_ours = self.journal.publish(record)
         except OSError as error:
-            situation = situation_of(record, Fault.OWN, was_alone=self._is_alone_on(slot))
+            fault = Fault.HOST if is_of_disk(error) and not self.limits.is_batch else Fault.OWN
+            situation = situation_of(record, fault, was_alone=self._is_alone_on(slot))
             self._settle_failure(record, situation, f"its result could not be sealed: {error}")
             return
         record.leave_slot()
@@ -339,6 +340,9 @@ class Bookkeeper:
         if record.state is JobState.CANCELLING:
             self.settle_evicted(record)
             return
+        if situation.fault is Fault.HOST and not self.limits.is_batch:
+            self._await_room(record, reason)
+            return
         verdict = decide(situation, self._limits_of(record), jitter=random.random())
         accounts = accounts_of(verdict)
         for name, value in accounts.items():
@@ -358,6 +362,12 @@ class Bookkeeper:
         self.emit(set_back)
         if is_pausing and returns_at_once:
             self.set_waiting(record)
+
+    def _await_room(self, record: JobRecord, reason: str) -> None:
+        """A disk took no result: the job waits for room, and then goes on from its last checkpoint."""
+        record.leave_slot()
+        if record.state is JobState.PAUSING or self.move(record, JobState.PAUSING, reason):
+            self.set_aside(record, f"disk-full: {reason}")
 
     def _limits_of(self, record: JobRecord) -> Limits:
         return self.limits if self.limits.is_batch else replace(self.limits, max_retries=record.submission.spec.max_retries)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from unified.errors import CheckpointError
 from unified.member import Member
 from unified.queue.faults import reach
+from unified.queue.files import write_durably
 
 VERSION = 1
 NUM_GENERATIONS = 2
@@ -77,8 +77,8 @@ def write_snapshot(snapshot: Snapshot, *, forgets_old: bool = True) -> Saved:
     }
     path = folder / f"{snapshot.epoch:06d}-{snapshot.step:012d}.json"
     reach("checkpoint.before-write")
-    write_atomically(path.with_suffix(".pt"), snapshot.content)
-    write_atomically(path, json.dumps(seal).encode())
+    write_durably(path.with_suffix(".pt"), snapshot.content)
+    write_durably(path, json.dumps(seal).encode())
     reach("checkpoint.written")
     if forgets_old:
         for old in seals_in(folder)[NUM_GENERATIONS:]:
@@ -135,21 +135,6 @@ def restore_first(member: Member, seals: Sequence[Path]) -> list[Path]:
             member.load_state_dict(state)
             return list(seals[:position])
     return list(seals)
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write ``content`` so that after a crash ``path`` holds either all of it or what was there before."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _read_sound(seal_path: Path, wanted: str) -> dict[str, Any] | None:

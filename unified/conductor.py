@@ -204,17 +204,20 @@ class Conductor:
             self.slots[record.slot].send(messages.WriteCheckpoint(job=record.name))
 
     def checkpoint_all(self, seconds: float = CHECKPOINT_ALL_SECONDS) -> None:
-        """Have checkpoints of all resident jobs written and wait for them, ``seconds`` at most."""
-        awaited = {record.name for record in self._ledger.all() if record.slot is not None and not record.is_returning}
-        for name in awaited:
-            self.checkpoint(self._ledger[name])
+        """Have checkpoints of all resident jobs written, finished ones returned, and wait for that, ``seconds`` at most."""
+        for record in self._ledger.all():
+            if record.slot is not None and not record.is_returning:
+                self.checkpoint(record)
         deadline = time.monotonic() + seconds
-        while awaited and (left := deadline - time.monotonic()) > 0 and self.pipes():
+        while self._has_unsaved() and (left := deadline - time.monotonic()) > 0 and self.pipes():
             for pipe in wait(list(self.pipes()), timeout=left):
                 assert isinstance(pipe, Connection), "only pipes were waited for"
                 slot = self.pipes()[pipe]
                 self.receive(slot)
-            awaited = {name for name in awaited if self._ledger[name].lacks_checkpoint}
+
+    def _has_unsaved(self) -> bool:
+        """Whether somebody's work would be lost now; a finished job is safe once its result is out."""
+        return any(record.is_returning or (record.lacks_checkpoint and not record.is_hosting) for record in self._ledger.all())
 
     def stop(self) -> None:
         """End the workers; jobs that were resident go back to the queue with what their checkpoints hold."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,31 +14,31 @@ from unified.device import gpu_memory, gpu_utilisation, pss_bytes
 from unified.nursery import Nursery
 from unified.slots import Slot
 
-SAMPLE_SECONDS = 1.0
-
 
 @dataclass(slots=True, kw_only=True)
 class Monitor:
-    """Emits :class:`~unified.events.MemorySampled` about once a second.
+    """Emits :class:`~unified.events.MemorySampled` every so many ``seconds``; a sample costs milliseconds per process.
 
     Attributes:
         nursery: Its process counts too.
         slots: Returns the slots of the moment.
         devices: What the run trains on.
+        seconds: Between two samples.
     """
 
     nursery: Nursery
     slots: Callable[[], list[Slot]]
     devices: tuple[str, ...]
-    _last: float = -SAMPLE_SECONDS
+    seconds: float = 1.0
+    _last: float = -math.inf
 
     def sample_if_due(self, now: float, emit: Callable[[events.Event], None]) -> None:
-        """Sample unless that was done less than a second ago."""
-        if now - self._last >= SAMPLE_SECONDS:
+        """Sample unless that was done just now."""
+        if now - self._last >= self.seconds:
             self.sample(now, emit)
 
     def sample(self, now: float, emit: Callable[[events.Event], None]) -> None:
-        """Sample now. Costs a few milliseconds per process."""
+        """Sample now."""
         self._last = now
         if self.devices == ("cpu",):
             workers = [slot.child.pid for slot in self.slots() if slot.child is not None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from unified.errors import JobFailedError
 from unified.job_state import JobState
 from unified.ledger import JobRecord
 from unified.messages import Returned
+from unified.queue.files import write_durably
 from unified.summary import finite
 
 if TYPE_CHECKING:
@@ -136,10 +136,4 @@ def seal(record: JobRecord, returned: Returned, *, scheduler: str, device: str) 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON so that after a crash ``path`` holds all of it or what was there before."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_durably(path, (json.dumps(content, indent=2) + "\n").encode())

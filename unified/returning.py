@@ -20,10 +20,10 @@ from separator.result import read_weights, write_weights
 from separator.separate import Separated, separate
 from separator.verify import differing_outputs, verify
 from unified.admission import ModelForm, ModelRef
-from unified.checkpoint import write_atomically
 from unified.errors import JobFailedError
 from unified.member import Member
 from unified.messages import Returned
+from unified.queue.files import sync_tree, write_durably
 from unified.submission.models import load_model
 from unified.submission.trusted import save_trusted
 from unified.submission.umodel_read import load_umodel
@@ -87,7 +87,8 @@ def write_departure(departure: Departure) -> None:
     elif model.form is not ModelForm.OBJECT:
         save_trusted(model.path, model.form, departure.separated.state_dict, folder / f"model{model.path.suffix}")
     lines = "".join(json.dumps(finite(row)) + "\n" for row in departure.rows)
-    write_atomically(folder / "metrics.jsonl", lines.encode())
+    write_durably(folder / "metrics.jsonl", lines.encode())
+    sync_tree(folder)  # here, beside training, rather than where the result is published
 
 
 def verify_departure(departure: Departure) -> Returned:

@@ -17,8 +17,7 @@ from unified.results import write_json
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-RESERVED = frozenset({"summary.json", "timeline.png"})
-_OWN_FILES = frozenset({"summary.json", "summary.json.partial", "timeline.png"})  #: beside the jobs' folders
+RESERVED = frozenset({"summary.json", "timeline.png"})  #: what a run writes beside the jobs' folders
 
 
 def newest_step(checkpoints: Path) -> int:
@@ -104,8 +103,6 @@ class RunFolder:
             UnifiedError: If there is a result or a checkpoint of that name and the run is not taken up again, or if it
                 is the name of one of the run's own files.
         """
-        if job in _OWN_FILES:
-            raise UnifiedError(f"a job cannot be called {job!r}: the run itself writes a file of that name; rename it")
         if job in RESERVED:
             raise UnifiedError(f"a job cannot be named {job!r}: a file of the run has that name; choose another name")
         if (self.results(job) / "job.json").exists():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import gc
 import os
 import queue
@@ -27,6 +26,7 @@ from unified.checkpoint import Saved, Snapshot, restore_checkpoint, restore_firs
 from unified.cores import use_threads
 from unified.datasets import DatasetPool
 from unified.errors import InvalidSubmission, UnifiedError
+from unified.failures import is_of_disk
 from unified.hybrid import HybridModule
 from unified.member import Member
 from unified.queue.faults import reach
@@ -37,7 +37,6 @@ from unified.trainer import Failure, Hooks, Trainer, describe_failure, fault_of
 MAX_CHECKPOINT_SECONDS = 600.0  #: no interval is stretched beyond this
 CHECKPOINT_SHARE = 0.02  #: of a job's time is what its checkpoints may cost; the interval is stretched to that
 MAX_LOG_CHARACTERS = 20_000
-DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -239,7 +238,7 @@ class Worker:
         try:
             saved = write_snapshot(snapshot, forgets_old=resident.command.restore_from is None)
         except OSError as error:
-            is_disk, size = error.errno in DISK_ERRORS, len(snapshot.content)
+            is_disk, size = is_of_disk(error), len(snapshot.content)
             reason = _one_line(error)
             say(messages.CheckpointFailed(job=job, reason=reason, is_staying=is_leaving, is_disk=is_disk, num_bytes=size))
             return False

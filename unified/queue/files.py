@@ -48,7 +48,7 @@ def sync_tree(folder: Path) -> None:
         sync_folder(here)
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes | memoryview) -> None:
     """Replace a file by one with ``content``: after a crash the old one is there or the new one, whole.
 
     Raises:

@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from unified.messages import Checkpointed
 from unified.queue.errors import ConflictError, FencedError, UnknownJobError
 from unified.queue.faults import reach
 from unified.queue.files import rename_durably, sync_tree
-from unified.queue.records import CheckpointRow
+from unified.queue.records import CheckpointRow, JobRow
 from unified.queue.root import Root
 from unified.queue.store import JobStore
 from unified.summary import finite
@@ -42,6 +42,7 @@ class StoreJournal:
         lease_seconds: How long a lease lasts without renewal.
         started: When the run's clock was 0, in seconds since 1970.
         is_stopping: Whether to stop waiting for a disk that takes nothing.
+        unpublished: Finished jobs whose files are not where they belong yet, with the epoch of their last residency.
     """
 
     root: Root
@@ -50,6 +51,7 @@ class StoreJournal:
     lease_seconds: float
     started: float
     is_stopping: Callable[[], bool]
+    unpublished: dict[str, int] = field(default_factory=dict)
 
     def move(self, record: JobRecord, to: JobState, reason: str, **changes: Any) -> bool:
         """See :class:`unified.ledger.Journal`; ``delay_seconds`` says when a job in RETRY_WAIT is tried again."""
@@ -68,7 +70,9 @@ class StoreJournal:
                     reason=reason or str(to),
                     by="supervisor",
                     **changes,
-                )
+                ),
+                lambda row: row.state is to and row.epoch == record.epoch and row.holder in {None, self.holder},
+                record,
             )
         except _LOST as error:
             logger.warning("%s", error)
@@ -99,13 +103,15 @@ class StoreJournal:
                     seconds=self.lease_seconds,
                     reason=f"is loaded on slot {slot}",
                     by="supervisor",
-                )
+                ),
+                lambda row: row.state is JobState.LOADING and row.epoch == record.epoch + 1 and row.holder == self.holder,
+                record,
             )
         except _LOST as error:
             logger.info("%s", error)
             return False
         if row.num_threads is None and record.num_threads is not None:
-            self.store.set_threads(record.name, record.num_threads)
+            self._patiently(lambda: self.store.set_threads(record.name, record.num_threads))
         record.state, record.epoch = JobState.LOADING, row.epoch
         record.results = self.root.working_result(record.name, row.epoch)
         record.restore_from = tuple(self.root.path / saved.path for saved in self.store.checkpoints(record.name))
@@ -123,12 +129,23 @@ class StoreJournal:
         result_path = self.root.relative(self.root.result(job))
         if not self.move(record, JobState.FINISHED, "done", result_path=result_path, steps_done=record.step):
             return False
-        reach("publish.committed")
-        with contextlib.suppress(OSError):  # the next start does it
-            publish_files(self.root, job, record.epoch)
+        self.unpublished[job] = record.epoch
+        self.bring_out()
+        if job not in self.unpublished:
             record.results = self.root.result(job)
-        reach("publish.renamed")
         return True
+
+    def bring_out(self) -> None:
+        """Move finished results to where their owners find them; what fails is tried again, at the next start at the latest."""
+        for job, epoch in list(self.unpublished.items()):
+            try:
+                reach("publish.committed")
+                publish_files(self.root, job, epoch)
+                reach("publish.renamed")
+            except OSError as error:
+                logger.warning("job %s: its result cannot be moved to results/ yet: %s", job, error)
+            else:
+                del self.unpublished[job]
 
     def checkpointed(self, record: JobRecord, report: Checkpointed) -> bool:
         """See :class:`unified.ledger.Journal`; generations before the last two are removed."""
@@ -157,22 +174,34 @@ class StoreJournal:
         """See :class:`unified.ledger.Journal`."""
         self._patiently(lambda: self.store.add_ban(one, other))
 
-    def _patiently(self, write: Callable[[], T]) -> T:
+    def _patiently(
+        self, write: Callable[[], T], is_outcome: Callable[[JobRow], bool] | None = None, record: JobRecord | None = None
+    ) -> T | JobRow:
         """Write until it succeeds: while the store's disk takes nothing, nothing may happen that it should know of.
+
+        A write may have been committed although it failed: then the next try finds that ``record`` has changed, and
+        ``is_outcome`` knows that this was us.
 
         Raises:
             OSError: If it still fails when we are to stop; the next start takes up what the store says.
         """
-        is_told = False
+        has_failed = False
         while True:
             try:
                 return write()
+            except _LOST:
+                if not has_failed or is_outcome is None or record is None:
+                    raise
+                row = self.store.get(record.name)
+                if not is_outcome(row):
+                    raise
+                return row
             except OSError as error:
                 if self.is_stopping():
                     raise
-                if not is_told:
+                if not has_failed:
                     logger.error("the store cannot be written (%s): everything waits until it can", error)  # noqa: TRY400
-                is_told = True
+                has_failed = True
                 time.sleep(PATIENCE_SECONDS)
 
 

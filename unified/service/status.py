@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import Counter, defaultdict
@@ -20,6 +21,8 @@ from unified.nursery import Nursery
 from unified.queue.root import Root
 from unified.queue.store import JobStore
 from unified.slots import Slot
+
+MEMORY_SECONDS = 3.0  #: for which a slot's memory is not looked at again
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,9 +83,19 @@ class StatusWriter:
     nursery: Nursery
     tally: Tally
     facts: Mapping[str, Any]
+    _memory: dict[int, tuple[float, int | None]] = field(default_factory=dict)
 
-    def write(self, *, ticks: Mapping[str, float], late: Sequence[str], is_draining: bool) -> None:
-        """Write it now; ``late`` are the ticks that did not run in time."""
+    def write(self, *, ticks: Mapping[str, float], late: Sequence[str], is_draining: bool, is_exact: bool = False) -> None:
+        """Write it now.
+
+        Args:
+            ticks: When each tick last succeeded.
+            late: Those that did not run in time.
+            is_draining: The supervisor is about to end.
+            is_exact: Look at the slots' memory now, which takes milliseconds; else what was found a moment ago does.
+        """
+        if is_exact:
+            self._memory.clear()
         content = {
             "schema": 1,
             **self.facts,
@@ -107,11 +120,6 @@ class StatusWriter:
     def _slot(self, slot: Slot) -> dict[str, Any]:
         pid = None if slot.child is None else slot.child.pid
         residents = self.conductor.books.ledger.resident(slot.index)
-        if slot.device == "cpu":
-            memory = None if pid is None else pss_bytes([pid])
-        else:
-            size = gpu_memory(slot.device)
-            memory = None if size is None else size.total_bytes - size.available_bytes
         state = "training" if slot.running else "starting" if any(record.is_hosting for record in residents) else "idle"
         return {
             "index": slot.index,
@@ -121,8 +129,20 @@ class StatusWriter:
             "state": state,
             "running": slot.running,
             "residents": [record.name for record in residents],
-            "memory_bytes": memory,
+            "memory_bytes": self._memory_of(slot),
         }
+
+    def _memory_of(self, slot: Slot) -> int | None:
+        looked, memory = self._memory.get(slot.index, (-math.inf, None))
+        if time.monotonic() - looked < MEMORY_SECONDS:
+            return memory
+        if slot.device == "cpu":
+            memory = None if slot.child is None else pss_bytes([slot.child.pid])
+        else:
+            size = gpu_memory(slot.device)
+            memory = None if size is None else size.total_bytes - size.available_bytes
+        self._memory[slot.index] = (time.monotonic(), memory)
+        return memory
 
     def _total_bytes(self) -> int:
         sizes = [gpu_memory(slot.device) for slot in self.conductor.slots if slot.device != "cpu"]

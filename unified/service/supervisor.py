@@ -44,6 +44,7 @@ from unified.service.ticker import Ticker
 from unified.service.working_set import WorkingSet
 
 IDLE_SECONDS = 0.25
+SAMPLE_SECONDS = 5.0  #: between two looks at the memory of all processes
 STALL_FACTOR = 20  #: a worker may be silent for so many of a job's measured steps, however short stall_seconds is
 REST_SECONDS = 10.0  #: after workers died before they got work
 
@@ -126,7 +127,7 @@ class Supervisor:
         self.narrator = Narrator(
             root=root, store=store, ledger=self.books.ledger, files=files, tensorboard=tensorboard, started=self.started
         )
-        self.commands = Commands(store=store, conductor=self.conductor, before_answer=self.write_status)
+        self.commands = Commands(store=store, conductor=self.conductor, before_answer=lambda: self.write_status(is_exact=True))
         self._listeners = (self.narrator, self.tally, self._heed, *listeners)
         self.admitter = Admitter(
             root=root,
@@ -159,7 +160,7 @@ class Supervisor:
                 "device": ", ".join(devices),
             },
         )
-        self._monitor = Monitor(nursery=nursery, slots=lambda: self.conductor.slots, devices=devices)
+        self._monitor = Monitor(nursery=nursery, slots=lambda: self.conductor.slots, devices=devices, seconds=SAMPLE_SECONDS)
 
     @property
     def limits(self) -> Limits:
@@ -231,10 +232,10 @@ class Supervisor:
         if most is not None and self.books.trained_seconds(record) > most:
             self.conductor.end(record, f"has trained for more than its max_run_seconds of {most:g} s")
 
-    def write_status(self) -> None:
+    def write_status(self, *, is_exact: bool = False) -> None:
         """Say how things are, in ``status.json``."""
         ticks, late = ({}, []) if self.ticker is None else (self.ticker.last_ok(), self.ticker.late())
-        self.status.write(ticks=ticks, late=late, is_draining=self._is_draining)
+        self.status.write(ticks=ticks, late=late, is_draining=self._is_draining, is_exact=is_exact)
 
     def charge_usage(self) -> None:
         """Note what each user's jobs have occupied since the last time."""

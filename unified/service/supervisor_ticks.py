@@ -41,6 +41,7 @@ class Ticks:
     _told: dict[str, str] = field(default_factory=dict)
     _told_of: dict[str, str] = field(default_factory=dict)
     _noted: dict[str, Progress] = field(default_factory=dict)
+    _strays: frozenset[tuple[str, int]] = frozenset()
 
     def all(self) -> list[Tick]:
         """Return them with their intervals."""
@@ -108,6 +109,18 @@ class Ticks:
         supervisor = self.supervisor
         count = recovery.release_expired(supervisor.store, supervisor.limits, mine=supervisor.holder)
         supervisor.tally.leases_expired += count
+        self._free_strays()
+
+    def _free_strays(self) -> None:
+        """Free jobs whose lease we hold and renew, but that are on none of our slots: an error came between the two."""
+        supervisor = self.supervisor
+        resident = supervisor.resident()
+        rows = [row for row in supervisor.store.held_by(supervisor.holder) if row.id not in resident]
+        for row in rows:
+            if (row.id, row.epoch) in self._strays:  # twice in a row: not one that is just being taken in, or has just left
+                logger.warning("job %s is on no slot of ours, though we hold its lease", row.id)
+                recovery.release(supervisor.store, row, "it was on no slot", supervisor.limits)
+        self._strays = frozenset((row.id, row.epoch) for row in rows)
 
     def spool(self) -> None:
         """Take in what was dropped."""
