@@ -15,8 +15,8 @@ from typing import Any
 
 from schedulers import base
 from unified import events, messages
-from unified.budgets import Fault, Limits, Situation, decide
-from unified.failures import accounts_of, death_text, fault_of_death, is_of_disk, situation_of, suspects_of
+from unified.budgets import Fault, Limits, Situation, decide, is_of_disk
+from unified.failures import accounts_of, death_text, fault_of_death, situation_of, suspects_of
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Journal, Ledger
 from unified.nursery import Exit
@@ -79,6 +79,7 @@ class Bookkeeper:
             self.lost.append(record)
             return False
         record.slot, record.is_safe, record.is_hosting, record.reason = slot.index, False, True, None
+        record.last_checkpoint = self.clock()
         return True
 
     def begin_turn(self, slot: Slot, record: JobRecord) -> None:
@@ -170,6 +171,7 @@ class Bookkeeper:
             self.lost.append(record)
             return
         record.is_safe, record.checkpoint_failed, record.num_infra_failures = True, False, 0
+        record.last_checkpoint, record.least_checkpoint_seconds = self.clock(), report.least_seconds
         self.emit(
             events.JobCheckpointed(
                 at=self.clock(),
@@ -178,7 +180,7 @@ class Bookkeeper:
                 path=str(report.path),
                 num_bytes=report.num_bytes,
                 seconds=report.seconds,
-                interval_seconds=report.interval_seconds,
+                least_seconds=report.least_seconds,
             )
         )
         if record.suspected_beside and len(self.ledger.resident(slot.index)) == 1:
@@ -241,8 +243,9 @@ class Bookkeeper:
         self.end_turn_of(slot, record, max(0, steps))
         self.settle_evicted(record)
 
-    def settle_evicted(self, record: JobRecord, reason: str = "makes room on its slot") -> None:
+    def settle_evicted(self, record: JobRecord, reason: str = "") -> None:
         """Let a job that has left its slot go where it was to go."""
+        reason = reason or ("its slot was closed down" if record.leaving == "drain" else "makes room on its slot")
         returns_at_once = record.returns_at_once
         record.leave_slot()
         if record.state is JobState.CANCELLING:
@@ -288,8 +291,7 @@ class Bookkeeper:
             seal(record, returned, scheduler=self.scheduler_name, device=slot.device)
             is_ours = self.journal.publish(record)
         except OSError as error:
-            fault = Fault.HOST if is_of_disk(error) and not self.limits.is_batch else Fault.OWN
-            situation = situation_of(record, fault, was_alone=self._is_alone_on(slot))
+            situation = situation_of(record, Fault.DISK if is_of_disk(error) else Fault.OWN, was_alone=self._is_alone_on(slot))
             self._settle_failure(record, situation, f"its result could not be sealed: {error}")
             return
         record.leave_slot()
@@ -340,7 +342,7 @@ class Bookkeeper:
         if record.state is JobState.CANCELLING:
             self.settle_evicted(record)
             return
-        if situation.fault is Fault.HOST and not self.limits.is_batch:
+        if situation.fault is Fault.DISK and not self.limits.is_batch:
             self._await_room(record, reason)
             return
         verdict = decide(situation, self._limits_of(record), jitter=random.random())
@@ -348,12 +350,12 @@ class Bookkeeper:
         for name, value in accounts.items():
             setattr(record, name, value)
         if verdict.state in ENDED:
-            text = reason if self.limits.is_batch else f"{reason} ({verdict.why})"
+            text = reason if self.limits.is_batch else f"{reason}; {verdict.why}"
             self.fail(record, text, to=verdict.state, log=log, **accounts)
             return
         is_pausing, returns_at_once = record.state is JobState.PAUSING, record.returns_at_once
         record.leave_slot()
-        text = f"{reason} ({verdict.why})"
+        text = f"{reason}; {verdict.why}"
         delay = {"delay_seconds": verdict.delay_seconds} if verdict.state is JobState.RETRY_WAIT and not is_pausing else {}
         if not self.move(record, JobState.PAUSED if is_pausing else verdict.state, text, **accounts, **delay):
             return

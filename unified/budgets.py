@@ -6,12 +6,22 @@ goes on for ever. Whoever may have killed a worker runs alone until it is known.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from unified.job_state import JobState
 
 MAX_DELAY_SECONDS = 900.0  #: the longest wait before a retry, but for its jitter
+
+
+#: What a disk says that is full, or fails: not the fault of whoever writes to it.
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Whether the disk is to blame for an error."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 class Fault(StrEnum):
@@ -26,6 +36,7 @@ class Fault(StrEnum):
     KILLED = "killed"  #: the worker was killed from outside
     NEIGHBOUR = "neighbour"  #: the worker died while another job had its turn
     HOST = "host"  #: the lease ran out, or the supervisor or the host went down
+    DISK = "disk"  #: the disk took no result; a queue has the job wait for room instead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +122,7 @@ def decide(situation: Situation, limits: Limits, *, jitter: float) -> Verdict:
             return _move(situation, JobState.FAILED, "max_run_seconds is over")
         case Fault.OUT_OF_MEMORY:
             return _after_out_of_memory(situation)
-        case Fault.OWN:
+        case Fault.OWN | Fault.DISK:
             return _after_own_failure(situation, limits, jitter)
         case Fault.CRASH | Fault.STALL:
             return _after_death(situation, limits, jitter)
@@ -165,7 +176,7 @@ def _after_infra_failure(situation: Situation, limits: Limits) -> Verdict:
     if number > limits.max_infra_failures:
         verdict = _move(situation, _last(limits), f"{number} failures of workers or hosts without any progress in between")
     else:
-        verdict = _move(situation, JobState.QUEUED, f"not its fault ({number} of {limits.max_infra_failures})")
+        verdict = _move(situation, JobState.QUEUED, f"not its fault, {number} of {limits.max_infra_failures}")
     return replace(verdict, num_infra_failures=number)
 
 

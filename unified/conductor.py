@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
@@ -46,7 +46,7 @@ class Conductor:
         nursery: Where workers come from.
         planner: Knows the devices and their memory.
         deterministic: Workers use deterministic kernels only.
-        checkpoint_seconds: Interval between a job's checkpoints.
+        checkpoint_seconds: Interval between a job's checkpoints; None: they are written when :meth:`checkpoint` is called.
     """
 
     books: Bookkeeper
@@ -54,7 +54,7 @@ class Conductor:
     nursery: Nursery
     planner: Planner
     deterministic: bool
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: float | None = 30.0
     slots: list[Slot] = field(default_factory=list)
     _plan: Plan | None = None
     _stage: Stage = _NO_STAGE
@@ -204,20 +204,31 @@ class Conductor:
             self.slots[record.slot].send(messages.WriteCheckpoint(job=record.name))
 
     def checkpoint_all(self, seconds: float = CHECKPOINT_ALL_SECONDS) -> None:
-        """Have checkpoints of all resident jobs written, finished ones returned, and wait for that, ``seconds`` at most."""
-        for record in self._ledger.all():
-            if record.slot is not None and not record.is_returning:
-                self.checkpoint(record)
+        """Have checkpoints of all resident jobs written and wait for them, ``seconds`` at most."""
+        awaited = [record for record in self._ledger.all() if record.slot is not None and not record.is_returning]
+        for record in awaited:
+            self.checkpoint(record)
+        self._listen_while(lambda: any(record.lacks_checkpoint for record in awaited), seconds)
+
+    def save_all(self, seconds: float) -> None:
+        """Have all resident jobs saved and leave, so that no step is done twice, and finished ones returned; wait for that.
+
+        Not for jobs that are being loaded: they have nothing to lose.
+        """
+        resident = [record for record in self._ledger.all() if record.slot is not None]
+        for record in resident:
+            record.checkpoint_failed = False
+            if not record.is_returning and record.leaving is None:
+                self._evict(record, "drain")
+        is_awaited = lambda record: record.slot is not None and not (record.is_hosting or record.checkpoint_failed)  # noqa: E731
+        self._listen_while(lambda: any(map(is_awaited, resident)), seconds)
+
+    def _listen_while(self, is_awaited: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while self._has_unsaved() and (left := deadline - time.monotonic()) > 0 and self.pipes():
+        while is_awaited() and (left := deadline - time.monotonic()) > 0 and self.pipes():
             for pipe in wait(list(self.pipes()), timeout=left):
                 assert isinstance(pipe, Connection), "only pipes were waited for"
-                slot = self.pipes()[pipe]
-                self.receive(slot)
-
-    def _has_unsaved(self) -> bool:
-        """Whether somebody's work would be lost now; a finished job is safe once its result is out."""
-        return any(record.is_returning or (record.lacks_checkpoint and not record.is_hosting) for record in self._ledger.all())
+                self.receive(self.pipes()[pipe])
 
     def stop(self) -> None:
         """End the workers; jobs that were resident go back to the queue with what their checkpoints hold."""

@@ -128,13 +128,13 @@ class JobHosted(JobEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobCheckpointed(JobEvent):
-    """A checkpoint at ``step`` is on disk; the job would go on from it."""
+    """A checkpoint at ``step`` is on disk; the job would go on from it. The next comes ``least_seconds`` later or more."""
 
     step: int
     path: str
     num_bytes: int
     seconds: float
-    interval_seconds: float
+    least_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

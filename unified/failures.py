@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,15 +10,6 @@ from unified.ledger import JobRecord
 from unified.nursery import Exit
 
 _ACCOUNTS = ("is_alone", "num_job_failures", "num_infra_failures", "num_blames", "last_fault")
-
-
-#: What a disk says that is full, or fails: not the fault of whoever writes to it.
-DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
-
-
-def is_of_disk(error: BaseException) -> bool:
-    """Whether the disk is to blame for an error."""
-    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 def situation_of(record: JobRecord, fault: Fault, *, was_alone: bool, signature: str = "") -> Situation:

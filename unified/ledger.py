@@ -36,6 +36,8 @@ class JobRecord:
         has_results_folder: The run made its folder of results.
         checkpoint_failed: Its last checkpoint could not be written.
         is_safe: Nothing has been trained since its last checkpoint.
+        last_checkpoint: When its last checkpoint was written or asked for, or it came to its slot.
+        least_checkpoint_seconds: The shortest interval at which its checkpoints are cheap enough.
         leaving: Why it was told to leave its slot: ``"pause"``, ``"cancel"``, ``"move"``, or None.
         returns_at_once: Once it is paused it is to wait for its turn again.
         step: Optimizer steps done, as last reported.
@@ -73,6 +75,8 @@ class JobRecord:
     has_results_folder: bool = False
     checkpoint_failed: bool = False
     is_safe: bool = True
+    last_checkpoint: float = 0.0
+    least_checkpoint_seconds: float = 0.0
     leaving: str | None = None
     returns_at_once: bool = False
     step: int = 0

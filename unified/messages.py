@@ -27,7 +27,8 @@ class Host(Command):
         epoch: Number of this residency: checkpoints and reports carry it.
         restore_from: The seals (``….json``) of checkpoints to go on from, best first; if none is sound it begins from its
             beginning and says so. None: the newest sound one in ``checkpoints``, of which at least one must be.
-        checkpoint_seconds: Interval between checkpoints unless the job's own ``every_steps`` says otherwise.
+        checkpoint_seconds: Interval between checkpoints unless the job's own ``every_steps`` says otherwise; None: the worker
+            writes them when it is told.
     """
 
     submission: Submission
@@ -35,7 +36,7 @@ class Host(Command):
     results: Path
     epoch: int = 0
     restore_from: tuple[Path, ...] | None = None
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: float | None = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,7 @@ class TurnEnded(Report):
 class Checkpointed(Report):
     """A checkpoint of the job at ``step`` is on disk, sealed by ``path``; ``seconds`` were spent on it.
 
-    ``interval_seconds`` is what will pass until the next, unless the job counts steps.
+    ``least_seconds`` is the shortest interval at which such checkpoints cost little enough.
     """
 
     step: int
@@ -129,7 +130,7 @@ class Checkpointed(Report):
     sha256: str
     num_bytes: int
     seconds: float
-    interval_seconds: float
+    least_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

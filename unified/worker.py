@@ -21,12 +21,11 @@ from multiprocessing.connection import Connection
 import torch
 
 from unified import messages
-from unified.budgets import Fault
+from unified.budgets import Fault, is_of_disk
 from unified.checkpoint import Saved, Snapshot, restore_checkpoint, restore_first, take_snapshot, write_snapshot
 from unified.cores import use_threads
 from unified.datasets import DatasetPool
 from unified.errors import InvalidSubmission, UnifiedError
-from unified.failures import is_of_disk
 from unified.hybrid import HybridModule
 from unified.member import Member
 from unified.queue.faults import reach
@@ -49,10 +48,9 @@ class Resident:
     checkpoint_cost: float = 0.0
 
     @property
-    def checkpoint_seconds(self) -> float:
-        """The interval in force: stretched where a checkpoint takes long."""
-        wanted = self.command.checkpoint_seconds
-        return max(wanted, min(self.checkpoint_cost / CHECKPOINT_SHARE, MAX_CHECKPOINT_SECONDS))
+    def least_seconds(self) -> float:
+        """The shortest interval at which checkpoints are cheap enough for what the last one cost."""
+        return min(self.checkpoint_cost / CHECKPOINT_SHARE, MAX_CHECKPOINT_SECONDS)
 
 
 class Worker:
@@ -196,9 +194,13 @@ class Worker:
 
     def _maybe_checkpoint(self, resident: Resident) -> None:
         member, every = resident.member, resident.member.spec.checkpoint.every_steps
-        is_due = time.monotonic() - resident.last_checkpoint >= resident.checkpoint_seconds
+        wanted = resident.command.checkpoint_seconds
         if every is not None:
             is_due = member.progress.step % every == 0
+        elif wanted is None:
+            return
+        else:
+            is_due = time.monotonic() - resident.last_checkpoint >= max(wanted, resident.least_seconds)
         if is_due and not member.is_done:
             self._checkpoint(member.name)
 
@@ -242,7 +244,7 @@ class Worker:
             reason = _one_line(error)
             say(messages.CheckpointFailed(job=job, reason=reason, is_staying=is_leaving, is_disk=is_disk, num_bytes=size))
             return False
-        say(_checkpointed(job, saved, time.monotonic() - began, resident.checkpoint_seconds))
+        say(_checkpointed(job, saved, time.monotonic() - began, resident.least_seconds))
         return True
 
     def _await_writing(self) -> None:
@@ -312,7 +314,8 @@ class Worker:
     def _fail_departure(self, departure: Departure, error: BaseException) -> None:
         del self._departing[departure.name]
         reason, log = _one_line(error), _traceback(error)
-        self._say(messages.Failed(job=departure.name, reason=reason, step=departure.step, fault=fault_of(error), log=log))
+        fault = Fault.DISK if is_of_disk(error) else fault_of(error)
+        self._say(messages.Failed(job=departure.name, reason=reason, step=departure.step, fault=fault, log=log))
 
     def _fail(self, resident: Resident, failure: Failure) -> None:
         member, results = resident.member, resident.command.results
@@ -374,7 +377,7 @@ def _traceback(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))[-MAX_LOG_CHARACTERS:]
 
 
-def _checkpointed(job: str, saved: Saved, seconds: float, interval: float) -> messages.Checkpointed:
+def _checkpointed(job: str, saved: Saved, seconds: float, least_seconds: float) -> messages.Checkpointed:
     return messages.Checkpointed(
         job=job,
         step=saved.step,
@@ -382,5 +385,5 @@ def _checkpointed(job: str, saved: Saved, seconds: float, interval: float) -> me
         sha256=saved.sha256,
         num_bytes=saved.num_bytes,
         seconds=seconds,
-        interval_seconds=interval,
+        least_seconds=least_seconds,
     )

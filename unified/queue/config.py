@@ -39,7 +39,7 @@ class ServiceConfig(BaseModel):
         max_archive_bytes: Largest zip, and what an upload may be.
         max_archive_files: Most files in an archive or folder.
         max_jobs_per_user: Most jobs of one user that have not ended.
-        max_bytes_per_user: Most bytes that one user's jobs, results and checkpoints may take.
+        max_bytes_per_user: Most bytes that one user's jobs and results may take.
         max_total_bytes: The same of all users.
         min_free_bytes: Below this, nothing is accepted and checkpointing jobs are paused until there is room.
         keep_results_days: Results, checkpoints and logs of jobs that ended longer ago are removed; 0 keeps them.

@@ -16,7 +16,7 @@ from unified.ledger import JobRecord
 from unified.messages import Checkpointed
 from unified.queue.errors import ConflictError, FencedError, UnknownJobError
 from unified.queue.faults import reach
-from unified.queue.files import rename_durably, sync_tree
+from unified.queue.files import folder_bytes, rename_durably, sync_tree
 from unified.queue.records import CheckpointRow, JobRow
 from unified.queue.root import Root
 from unified.queue.store import JobStore
@@ -126,8 +126,10 @@ class StoreJournal:
         job, working = record.name, record.results
         sync_tree(working)
         reach("publish.before-commit")
-        result_path = self.root.relative(self.root.result(job))
-        if not self.move(record, JobState.FINISHED, "done", result_path=result_path, steps_done=record.step):
+        changes: dict[str, Any] = {"result_path": self.root.relative(self.root.result(job)), "steps_done": record.step}
+        with contextlib.suppress(*_LOST):
+            changes["num_bytes"] = self.store.get(job).num_bytes + folder_bytes(working)
+        if not self.move(record, JobState.FINISHED, "done", **changes):
             return False
         self.unpublished[job] = record.epoch
         self.bring_out()
@@ -146,6 +148,14 @@ class StoreJournal:
                 logger.warning("job %s: its result cannot be moved to results/ yet: %s", job, error)
             else:
                 del self.unpublished[job]
+                self._forget_checkpoints(job)
+
+    def _forget_checkpoints(self, job: str) -> None:
+        """A finished job has its result: nobody goes on from its checkpoints."""
+        with contextlib.suppress(OSError):
+            for saved in self.store.checkpoints(job):
+                self.store.drop_checkpoint(job, saved.epoch, saved.step)
+            shutil.rmtree(self.root.checkpoints(job), ignore_errors=True)
 
     def checkpointed(self, record: JobRecord, report: Checkpointed) -> bool:
         """See :class:`unified.ledger.Journal`; generations before the last two are removed."""
@@ -158,17 +168,21 @@ class StoreJournal:
             num_bytes=report.num_bytes,
             time=time.time(),
         )
-        reach("checkpoint.before-row")
         try:
-            self._patiently(lambda: self.store.add_checkpoint(row, holder=self.holder))
+            self._patiently(lambda: self._add_checkpoint(row))
         except _LOST as error:
             logger.warning("%s", error)
             return False
-        reach("checkpoint.row")
-        for old in self.store.checkpoints(record.name)[NUM_GENERATIONS:]:
-            self.store.drop_checkpoint(record.name, old.epoch, old.step)
-            remove_checkpoint_files(self.root.path / old.path)
+        with contextlib.suppress(OSError):  # the next one does it
+            reach("checkpoint.row")
+            for old in self.store.checkpoints(record.name)[NUM_GENERATIONS:]:
+                self.store.drop_checkpoint(record.name, old.epoch, old.step)
+                remove_checkpoint_files(self.root.path / old.path)
         return True
+
+    def _add_checkpoint(self, row: CheckpointRow) -> None:
+        reach("checkpoint.before-row")
+        self.store.add_checkpoint(row, holder=self.holder)
 
     def ban(self, one: str, other: str) -> None:
         """See :class:`unified.ledger.Journal`."""

@@ -35,6 +35,7 @@ class Narrator:
         files: The jobs' files.
         tensorboard: Where TensorBoard's files go, or None.
         started: When the run's clock was 0, in seconds since 1970.
+        checkpoint_seconds: The interval that is wanted.
     """
 
     root: Root
@@ -43,6 +44,7 @@ class Narrator:
     files: JobFiles
     tensorboard: TensorboardFiles | None
     started: float
+    checkpoint_seconds: float
     _timeline: LineFiles = field(default_factory=LineFiles)
     _turns: dict[str, tuple[float, int]] = field(default_factory=dict)
     _written: dict[str, float] = field(default_factory=dict)
@@ -140,12 +142,8 @@ class Narrator:
     def checkpointed(self, event: events.JobCheckpointed) -> None:
         """A checkpoint is current."""
         size, cost = bytes_text(event.num_bytes), seconds_text(event.seconds)
-        next_one = "" if self._counts_steps(event.job) else f"; the next in {seconds_text(event.interval_seconds)}"
-        self.files.log(event.job, f"checkpoint at step {event.step} ({size}, {cost}{next_one})")
-
-    def _counts_steps(self, job: str) -> bool:
-        record = self.ledger.get(job)
-        return record is not None and record.submission.spec.checkpoint.every_steps is not None
+        rare = f"; at most every {seconds_text(event.least_seconds)}" if event.least_seconds > self.checkpoint_seconds else ""
+        self.files.log(event.job, f"checkpoint at step {event.step} ({size}, {cost}{rare})")
 
     def refused(self, event: events.CheckpointRefused) -> None:
         """No checkpoint could be written."""

@@ -37,7 +37,7 @@ def release(store: JobStore, row: JobRow, reason: str, limits: Limits) -> bool:
         )
         verdict = decide(situation, limits, jitter=0.0)
         to, changes = verdict.state, {"num_infra_failures": verdict.num_infra_failures}
-        reason = f"{reason} ({verdict.why})"
+        reason = f"{reason}; {verdict.why}"
     try:
         store.move(row.id, to, old=row.state, epoch=row.epoch, holder=row.holder, reason=reason, by="supervisor", **changes)
     except QueueError as error:

@@ -22,7 +22,7 @@ from unified.budgets import Limits
 from unified.conductor import Conductor
 from unified.device import parse_device
 from unified.errors import NurseryDiedError, WorkerDiedError
-from unified.job_state import RESIDENT
+from unified.job_state import RESIDENT, JobState
 from unified.ledger import JobRecord, Ledger
 from unified.mailbox import Mailbox
 from unified.monitor import Monitor
@@ -96,16 +96,17 @@ class Supervisor:
         devices = parse_device(config.device)
         nursery.hides_gpus = devices == ("cpu",)
         self._planner = Planner(devices=devices, slots=config.slots, threads=config.threads)
+        self.journal = StoreJournal(
+            root=root,
+            store=store,
+            holder=holder,
+            lease_seconds=config.lease_seconds,
+            started=self.started,
+            is_stopping=lambda: self._is_draining or self._is_fenced,
+        )
         self.books = Bookkeeper(
             ledger=Ledger(),
-            journal=StoreJournal(
-                root=root,
-                store=store,
-                holder=holder,
-                lease_seconds=config.lease_seconds,
-                started=self.started,
-                is_stopping=lambda: self._is_draining or self._is_fenced,
-            ),
+            journal=self.journal,
             scheduler=self._scheduler,
             scheduler_name=config.scheduler,
             emit=self._emit,
@@ -120,12 +121,18 @@ class Supervisor:
             nursery=nursery,
             planner=self._planner,
             deterministic=config.deterministic,
-            checkpoint_seconds=config.checkpoint_seconds,
+            checkpoint_seconds=None,  # a tick asks for them, of parked members too
         )
         tensorboard = TensorboardFiles(root) if config.tensorboard else None
         files = JobFiles(root)
         self.narrator = Narrator(
-            root=root, store=store, ledger=self.books.ledger, files=files, tensorboard=tensorboard, started=self.started
+            root=root,
+            store=store,
+            ledger=self.books.ledger,
+            files=files,
+            tensorboard=tensorboard,
+            started=self.started,
+            checkpoint_seconds=config.checkpoint_seconds,
         )
         self.commands = Commands(store=store, conductor=self.conductor, before_answer=lambda: self.write_status(is_exact=True))
         self._listeners = (self.narrator, self.tally, self._heed, *listeners)
@@ -232,6 +239,17 @@ class Supervisor:
         if most is not None and self.books.trained_seconds(record) > most:
             self.conductor.end(record, f"has trained for more than its max_run_seconds of {most:g} s")
 
+    def ask_for_checkpoints(self) -> None:
+        """Have those jobs write checkpoints whose last one is old enough, unless they count their steps for it."""
+        now = self.now()
+        for record in self.books.ledger.all():
+            interval = max(self.config.checkpoint_seconds, record.least_checkpoint_seconds)
+            counts_steps = record.submission.spec.checkpoint.every_steps is not None
+            is_unsaved = record.state is JobState.RUNNING and not (record.is_safe or record.is_returning)
+            if is_unsaved and not counts_steps and now - record.last_checkpoint >= interval:
+                record.last_checkpoint = now
+                self.conductor.checkpoint(record)
+
     def write_status(self, *, is_exact: bool = False) -> None:
         """Say how things are, in ``status.json``."""
         ticks, late = ({}, []) if self.ticker is None else (self.ticker.last_ok(), self.ticker.late())
@@ -337,8 +355,8 @@ class Supervisor:
                 self.books.ledger.remove(record.name)
             self.conductor.stop()
             return Drained(num_resident=len(resident), num_saved=0)
-        self.conductor.checkpoint_all(self.config.grace_seconds * 0.8)
-        saved = sum(not record.lacks_checkpoint for record in resident)
+        self.conductor.save_all(self.config.grace_seconds * 0.8)
+        saved = sum(record.slot is None or record.is_hosting or record.is_safe for record in resident)
         for record in resident:
             if record.lacks_checkpoint and record.slot is not None:
                 self.conductor.stop_stalled(self.conductor.slots[record.slot])  # it had its time; the others have theirs

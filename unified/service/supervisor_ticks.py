@@ -56,6 +56,11 @@ class Ticks:
             Tick(name="queue", seconds=scale, run=self.queue),
             Tick(name="reasons", seconds=5.0 * scale, run=ask(self.reasons)),
             Tick(name="notes", seconds=scale, run=ask(self.notes)),
+            Tick(
+                name="checkpoints",
+                seconds=min(1.0, config.checkpoint_seconds / 4),
+                run=ask(self.supervisor.ask_for_checkpoints),
+            ),
             Tick(name="watch", seconds=min(1.0, config.stall_seconds / 4), run=ask(self.supervisor.watch)),
             Tick(name="status", seconds=1.0, run=ask(self.supervisor.write_status)),
             Tick(name="disk", seconds=30.0 * scale, run=self.disk),
@@ -196,6 +201,7 @@ class Ticks:
                 supervisor.drop_lost(frozenset(fenced))
         supervisor.narrator.flush()
         supervisor.charge_usage()
+        supervisor.journal.bring_out()
 
     def disk(self) -> None:
         """Let jobs go on that were paused for want of room, once there is enough of it."""
