@@ -171,7 +171,8 @@ class Bookkeeper:
             self.lost.append(record)
             return
         record.is_safe, record.checkpoint_failed, record.num_infra_failures = True, False, 0
-        record.last_checkpoint, record.least_checkpoint_seconds = self.clock(), report.least_seconds
+        record.last_checkpoint = self.clock() - report.seconds
+        record.least_checkpoint_seconds, record.checkpoint_write_seconds = report.least_seconds, report.seconds
         self.emit(
             events.JobCheckpointed(
                 at=self.clock(),

@@ -38,6 +38,7 @@ class JobRecord:
         is_safe: Nothing has been trained since its last checkpoint.
         last_checkpoint: When its last checkpoint was written or asked for, or it came to its slot.
         least_checkpoint_seconds: The shortest interval at which its checkpoints are cheap enough.
+        checkpoint_write_seconds: What its last checkpoint took until it was on disk.
         leaving: Why it was told to leave its slot: ``"pause"``, ``"cancel"``, ``"move"``, or None.
         returns_at_once: Once it is paused it is to wait for its turn again.
         step: Optimizer steps done, as last reported.
@@ -77,6 +78,7 @@ class JobRecord:
     is_safe: bool = True
     last_checkpoint: float = 0.0
     least_checkpoint_seconds: float = 0.0
+    checkpoint_write_seconds: float = 0.0
     leaving: str | None = None
     returns_at_once: bool = False
     step: int = 0

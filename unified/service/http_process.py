@@ -88,10 +88,13 @@ def listen(options: HttpOptions) -> socket.socket:
     check_address(options.host, options.token_file)
     try:
         family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((options.host, options.port), family=family, backlog=1024)
+        listener = socket.create_server((options.host, options.port), family=family, backlog=1024)
     except OSError as error:
         where = f"{options.host}:{options.port}"
         raise ListenError(f"cannot listen on {where}: {error.strerror or error}; choose another --http") from error
+    # asyncio sets this on sockets that it made itself only: without it, an answer in two parts takes 40 ms more.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _serve(options: HttpOptions, listener: socket.socket) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -22,8 +21,8 @@ from unified.budgets import Limits
 from unified.conductor import Conductor
 from unified.device import parse_device
 from unified.errors import NurseryDiedError, WorkerDiedError
-from unified.job_state import RESIDENT, JobState
-from unified.ledger import JobRecord, Ledger
+from unified.job_state import RESIDENT
+from unified.ledger import Ledger
 from unified.mailbox import Mailbox
 from unified.monitor import Monitor
 from unified.nursery import Nursery
@@ -41,11 +40,11 @@ from unified.service.narrator import Narrator
 from unified.service.status import StatusWriter, Tally
 from unified.service.tensorboard_files import TensorboardFiles
 from unified.service.ticker import Ticker
+from unified.service.watchdog import Watchdog
 from unified.service.working_set import WorkingSet
 
 IDLE_SECONDS = 0.25
 SAMPLE_SECONDS = 5.0  #: between two looks at the memory of all processes
-STALL_FACTOR = 20  #: a worker may be silent for so many of a job's measured steps, however short stall_seconds is
 REST_SECONDS = 10.0  #: after workers died before they got work
 
 logger = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ class Supervisor:
         self._began = time.monotonic()
         self.ticker: Ticker | None = None
         self._is_draining = self._is_fenced = False
-        self._charged = self._looked = time.monotonic()
+        self._looked = time.monotonic()
         self._rests_until = 0.0
         self._workers: dict[int, int] = {}
         self._scheduler = registry.create(config.scheduler)
@@ -167,6 +166,7 @@ class Supervisor:
                 "device": ", ".join(devices),
             },
         )
+        self.watchdog = Watchdog(store=store, config=config, books=self.books, conductor=self.conductor)
         self._monitor = Monitor(nursery=nursery, slots=lambda: self.conductor.slots, devices=devices, seconds=SAMPLE_SECONDS)
 
     @property
@@ -217,57 +217,10 @@ class Supervisor:
                 self.books.lost.append(record)
         self._drop()
 
-    def watch(self) -> None:
-        """End workers that say nothing any more, and jobs that have trained for too long."""
-        now = self.now()
-        for slot in self.conductor.slots:
-            job = slot.running or slot.attending
-            if slot.child is None or job is None or slot.is_stalled:
-                continue
-            record = self.books.ledger.get(job)
-            step_seconds = (record.step_seconds or 0.0) if record is not None else 0.0
-            if now - slot.last_report > max(self.config.stall_seconds, STALL_FACTOR * step_seconds):
-                logger.warning(
-                    "the worker of %s has said nothing for %.0f s; it is replaced", slot.describe(), now - slot.last_report
-                )
-                self.conductor.stop_stalled(slot)
-            elif record is not None:
-                self._watch_run_time(record)
-
-    def _watch_run_time(self, record: JobRecord) -> None:
-        most = record.submission.spec.max_run_seconds
-        if most is not None and self.books.trained_seconds(record) > most:
-            self.conductor.end(record, f"has trained for more than its max_run_seconds of {most:g} s")
-
-    def ask_for_checkpoints(self) -> None:
-        """Have those jobs write checkpoints whose last one is old enough, unless they count their steps for it."""
-        now = self.now()
-        for record in self.books.ledger.all():
-            interval = max(self.config.checkpoint_seconds, record.least_checkpoint_seconds)
-            counts_steps = record.submission.spec.checkpoint.every_steps is not None
-            is_unsaved = record.state is JobState.RUNNING and not (record.is_safe or record.is_returning)
-            if is_unsaved and not counts_steps and now - record.last_checkpoint >= interval:
-                record.last_checkpoint = now
-                self.conductor.checkpoint(record)
-
     def write_status(self, *, is_exact: bool = False) -> None:
         """Say how things are, in ``status.json``."""
         ticks, late = ({}, []) if self.ticker is None else (self.ticker.last_ok(), self.ticker.late())
         self.status.write(ticks=ticks, late=late, is_draining=self._is_draining, is_exact=is_exact)
-
-    def charge_usage(self) -> None:
-        """Note what each user's jobs have occupied since the last time."""
-        now = time.monotonic()
-        seconds, self._charged = now - self._charged, now
-        used: defaultdict[str, float] = defaultdict(float)
-        memory: defaultdict[str, float] = defaultdict(float)
-        for record in self.books.ledger.all():
-            if record.slot is not None:
-                user = record.submission.spec.user or ""
-                used[user] += seconds
-                memory[user] += seconds * record.demand.resident_bytes
-        for user, slot_seconds in used.items():
-            self.store.add_usage(user, slot_seconds, memory[user])
 
     def save_policy(self) -> None:
         """Write down the scheduler's memory, if it has one."""

@@ -20,6 +20,7 @@ from unified.queue.spool import Ingested, scan
 from unified.service import recovery, retention
 from unified.service.supervisor import Supervisor
 from unified.service.ticker import Tick
+from unified.service.watchdog import checkpoint_tick_seconds
 from unified.summary import finite
 
 DISK_FULL = "disk-full"  #: how the reason of a job begins that is paused until there is room
@@ -58,10 +59,10 @@ class Ticks:
             Tick(name="notes", seconds=scale, run=ask(self.notes)),
             Tick(
                 name="checkpoints",
-                seconds=min(1.0, config.checkpoint_seconds / 4),
-                run=ask(self.supervisor.ask_for_checkpoints),
+                seconds=checkpoint_tick_seconds(config),
+                run=ask(self.supervisor.watchdog.ask_for_checkpoints),
             ),
-            Tick(name="watch", seconds=min(1.0, config.stall_seconds / 4), run=ask(self.supervisor.watch)),
+            Tick(name="watch", seconds=min(1.0, config.stall_seconds / 4), run=ask(self.supervisor.watchdog.watch)),
             Tick(name="status", seconds=1.0, run=ask(self.supervisor.write_status)),
             Tick(name="disk", seconds=30.0 * scale, run=self.disk),
             Tick(name="retention", seconds=600.0 * scale, run=self.retention, own_thread=True),
@@ -200,7 +201,7 @@ class Ticks:
             if fenced:
                 supervisor.drop_lost(frozenset(fenced))
         supervisor.narrator.flush()
-        supervisor.charge_usage()
+        supervisor.watchdog.charge_usage()
         supervisor.journal.bring_out()
 
     def disk(self) -> None:
