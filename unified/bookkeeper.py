@@ -16,14 +16,12 @@ from typing import Any
 from schedulers import base
 from unified import events, messages
 from unified.budgets import Fault, Limits, Situation, decide, is_of_disk
-from unified.failures import accounts_of, death_text, fault_of_death, situation_of, suspects_of
+from unified.failures import accounts_of, clear_suspect, death_text, fault_of_death, situation_of, suspects_of
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Journal, Ledger
 from unified.nursery import Exit
 from unified.results import seal, timing_of
 from unified.slots import Slot
-
-MAX_BANS = 3  #: a job that workers died with beside so many others stays alone
 
 #: In a batch run somebody waits: a failure of its own ends a job, a worker's death only the second one.
 BATCH_LIMITS = Limits(max_retries=0, max_infra_failures=1000, is_batch=True)
@@ -62,8 +60,12 @@ class Bookkeeper:
 
     def note(self, kind: type[base.Event], record: JobRecord, **details: float) -> None:
         """Tell the scheduler of an event, if it listens."""
-        if isinstance(self.scheduler, base.Observes):
+        if not isinstance(self.scheduler, base.Observes):
+            return
+        try:
             self.scheduler.on_event(kind(unit_id=record.name, sequence=record.next_event(), **details))
+        except Exception:  # it may be a plug-in
+            logger.exception("scheduler %s failed on %s; the run goes on", self.scheduler_name, kind.__name__)
 
     def move(self, record: JobRecord, to: JobState, reason: str, **changes: Any) -> bool:
         """Move a job, for a ``reason`` its owner understands; False if it is no longer ours."""
@@ -185,15 +187,7 @@ class Bookkeeper:
             )
         )
         if record.suspected_beside and len(self.ledger.resident(slot.index)) == 1:
-            self._clear(record)
-
-    def _clear(self, record: JobRecord) -> None:
-        """A suspect has trained alone for a while: it is harmless by itself, and not to meet the same company again."""
-        for other in sorted(record.suspected_beside):
-            self.bans.add(frozenset({record.name, other}))
-            self.journal.ban(record.name, other)
-        num_bans = sum(record.name in pair for pair in self.bans)
-        record.suspected_beside, record.is_alone = frozenset(), num_bans >= MAX_BANS
+            clear_suspect(record, self.bans, self.journal)
 
     def _take_no_checkpoint(self, record: JobRecord, report: messages.CheckpointFailed) -> None:
         logger.warning("job %s: no checkpoint could be written: %s", record.name, report.reason)

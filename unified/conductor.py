@@ -18,13 +18,13 @@ from schedulers import base
 from schedulers.fcfs import FirstComeFirstServed
 from unified import events, messages
 from unified.bookkeeper import Bookkeeper
-from unified.errors import NurseryDiedError, WorkerDiedError
+from unified.errors import NurseryDiedError, SpawnError, WorkerDiedError
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Ledger
 from unified.nursery import Exit, Nursery
 from unified.oom import num_oom_kills
 from unified.packing import Plan, Stage
-from unified.placement import Placement
+from unified.placement import Placement, wrong_grant
 from unified.planning import Planner
 from unified.quantities import plural
 from unified.slots import Slot
@@ -58,6 +58,8 @@ class Conductor:
     slots: list[Slot] = field(default_factory=list)
     _plan: Plan | None = None
     _stage: Stage = _NO_STAGE
+    num_wrong_decisions: int = 0
+    _last_wrong: str = ""
     _num_idle_deaths: int = 0
     _oom_kills: int = field(default_factory=num_oom_kills)
 
@@ -281,11 +283,17 @@ class Conductor:
         slots = [
             base.SlotView(id=slot.index, running=slot.running, accepts=placement.accepted(slot, ready)) for slot in self.slots
         ]
-        grants = self.scheduler.select(self.books.clock(), views, slots)
-        wrong = _wrong_grant(grants, views, slots)
+        try:
+            grants = self.scheduler.select(self.books.clock(), views, slots)
+            wrong = wrong_grant(grants, views, slots)
+        except Exception as error:  # noqa: BLE001 - it may be a plug-in
+            grants, wrong = [], f"{type(error).__name__}: {error}"
         if wrong is None:
             return grants
-        logger.warning("scheduler %s: %s; this decision is taken by fcfs", self.books.scheduler_name, wrong)
+        self.num_wrong_decisions += 1
+        if wrong != self._last_wrong:
+            self._last_wrong = wrong
+            logger.warning("scheduler %s: %s; this decision is taken by fcfs", self.books.scheduler_name, wrong)
         return FirstComeFirstServed().select(self.books.clock(), views, slots)
 
     def _grant(self, record: JobRecord, slot: Slot, quantum: base.Quantum) -> None:
@@ -301,12 +309,13 @@ class Conductor:
         """Start the slot's worker if it has none.
 
         Raises:
-            NurseryDiedError: If none can be started; ``record`` waits again.
+            NurseryDiedError: If there is nobody to start it; ``record`` waits again.
+            SpawnError: If the system lets nobody start one now; likewise.
         """
         is_new = slot.child is None
         try:
             slot.start(self.nursery, deterministic=self.deterministic)
-        except NurseryDiedError:
+        except (NurseryDiedError, SpawnError):
             self.books.settle_evicted(record, "its worker could not be started")
             raise
         if is_new and slot.child is not None:
@@ -340,7 +349,7 @@ class Conductor:
             for other in self.slots
             if other.running is not None
             for record in self._ledger.resident(other.index)
-            if record.is_ready and self._placement.fits(record, slot)
+            if record.is_ready and not record.checkpoint_failed and self._placement.fits(record, slot)
         ]
         if parked:
             self._evict(max(parked, key=lambda record: record.seconds_left), "move")
@@ -354,7 +363,9 @@ class Conductor:
 
     def _send_evict(self, record: JobRecord, *, keep: bool) -> None:
         assert record.slot is not None, "only resident jobs are evicted"
-        self.slots[record.slot].send(messages.Evict(job=record.name, keep=keep))
+        slot = self.slots[record.slot]
+        slot.last_report = self.books.clock()  # from now on an answer is waited for
+        slot.send(messages.Evict(job=record.name, keep=keep))
 
     def _lose_worker(self, slot: Slot) -> None:
         assert slot.child is not None, "it lived until now"
@@ -370,20 +381,3 @@ class Conductor:
         """Whether the system's memory guard killed a process since it was last asked, and this may be the one."""
         before, self._oom_kills = self._oom_kills, num_oom_kills()
         return how.code == -signal.SIGKILL and self._oom_kills > before
-
-
-def _wrong_grant(grants: Sequence[base.Grant], ready: Sequence[base.JobView], slots: Sequence[base.SlotView]) -> str | None:
-    """Say what is wrong with a scheduler's answer, or None: it may be a plug-in."""
-    units, idle = {view.id: view for view in ready}, {view.id: view for view in slots if view.running is None}
-    used: set[str | int] = set()
-    for grant in grants:
-        unit, slot = units.get(grant.unit_id), idle.get(grant.slot_id)
-        if unit is None or slot is None:
-            return f"granted {grant.unit_id!r} on slot {grant.slot_id}, which are not both free"
-        if grant.unit_id in used or grant.slot_id in used:
-            return f"granted {grant.unit_id!r} or slot {grant.slot_id} twice"
-        accepted = slot.accepts is None or unit.id in slot.accepts
-        if unit.slot_id != slot.id and (unit.slot_id is not None or not accepted):
-            return f"granted {grant.unit_id!r} on slot {grant.slot_id}, where it cannot run"
-        used |= {grant.unit_id, grant.slot_id}
-    return None

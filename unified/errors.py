@@ -61,6 +61,14 @@ class NurseryDiedError(WorkerDiedError):
     """The process that starts workers is gone, and all workers with it. Run again; a service starts a new one by itself."""
 
 
+class SpawnError(WorkerDiedError):
+    """The system lets no process be started now: a limit on processes or memory is reached. Try again later."""
+
+
+class ReadTimeoutError(WorkerDiedError):
+    """Reading a job took too long and was stopped."""
+
+
 class JobFailedError(UnifiedError):
     """A job failed; the message is its reason. Its neighbours went on."""
 

@@ -1,4 +1,4 @@
-"""Whose failure it was: from what is known of a job, or of a dead worker and those who were on it. Pure, free of torch."""
+"""Whose failure it was: from what is known of a job, or of a dead worker and those who were on it. Free of torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from unified.budgets import Fault, Situation, Verdict
-from unified.ledger import JobRecord
+from unified.ledger import JobRecord, Journal
 from unified.nursery import Exit
 
+MAX_BANS = 3  #: a job that workers died with beside so many others stays alone
 _ACCOUNTS = ("is_alone", "num_job_failures", "num_infra_failures", "num_blames", "last_fault")
 
 
@@ -59,3 +60,12 @@ def death_text(record: JobRecord, fault: Fault, reason: str) -> str:
         return f"its worker died ({reason})"
     count = record.num_blames + 1
     return f"its worker died {f'{count} times ' if count > 1 else ''}while it ran ({reason})"
+
+
+def clear_suspect(record: JobRecord, bans: set[frozenset[str]], journal: Journal) -> None:
+    """A suspect has trained alone for a while: it is harmless by itself, and not to meet the same company again."""
+    for other in sorted(record.suspected_beside):
+        bans.add(frozenset({record.name, other}))
+        journal.ban(record.name, other)
+    num_bans = sum(record.name in pair for pair in bans)
+    record.suspected_beside, record.is_alone = frozenset(), num_bans >= MAX_BANS

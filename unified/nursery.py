@@ -25,7 +25,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
-from unified.errors import NurseryDiedError
+from unified.errors import NurseryDiedError, SpawnError
 
 _MAX_REQUEST = 65536
 
@@ -106,6 +106,7 @@ class Nursery:
 
         Raises:
             NurseryDiedError: If the nursery itself is gone.
+            SpawnError: If the system lets it start no process now.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -113,6 +114,9 @@ class Nursery:
             answer = self._ask(request, [theirs.fileno()])
         finally:
             theirs.close()
+        if "error" in answer:
+            ours.close()
+            raise SpawnError(f"no process can be started now: {answer['error']}")
         return Child(pid=answer["pid"], pipe=Connection(ours.detach()))
 
     def reap(self, child: Child) -> Exit:
@@ -151,7 +155,12 @@ def _serve(control: socket.socket) -> None:
         if "reap" in asked:
             control.send(json.dumps({"status": _reap(asked["reap"])}).encode())
             continue
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # the others must not pay for it
+            os.close(descriptors[0])
+            control.send(json.dumps({"error": str(error)}).encode())
+            continue
         if pid == 0:
             control.close()
             _become(asked, descriptors[0])

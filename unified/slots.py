@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from unified.admission import Submission
-from unified.errors import WorkerDiedError
+from unified.errors import ReadTimeoutError, WorkerDiedError
 from unified.messages import Command, Inspect, Inspected, StepsTimed, TimeSteps
 from unified.nursery import Child, Nursery
 from unified.quantities import plural
@@ -126,7 +126,7 @@ class Reader:
         for child in children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
-        raise WorkerDiedError(f"reading {_folder_of(request)} took longer than {self.timeout_seconds:g} s and was stopped")
+        raise ReadTimeoutError(f"reading {_folder_of(request)} took longer than {self.timeout_seconds:g} s and was stopped")
 
     def _distribute(self, requests: Sequence[Any], children: list[Child]) -> list[Any]:
         answers: list[Any] = [None] * len(requests)

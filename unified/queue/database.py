@@ -29,8 +29,13 @@ BUSY_SECONDS = 30.0  #: for which a statement waits for other processes
 _IDLE_CONNECTIONS = 16
 _IS_WRITE = "unified_is_write"  #: option of a connection: its transaction will write
 
-#: What the disk did, for callers that know files and not SQLite.
-_ERRNOS = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO, sqlite3.SQLITE_READONLY: errno.EROFS}
+#: What the disk, or another process, did, for callers that know files and not SQLite.
+_ERRNOS = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,  # for BUSY_SECONDS: somebody sleeps in a transaction
+}
 _UNUSABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 

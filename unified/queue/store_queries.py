@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Collection
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, tuple_
@@ -99,9 +100,11 @@ def _read_cursor(cursor: str, newest_first: bool) -> tuple[float, str]:
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         submit_time, job, order = json.loads(base64.urlsafe_b64decode(padded))
-    except (ValueError, TypeError, RecursionError):
+        job.encode()  # JSON can spell half a character, which no database takes
+    except (ValueError, TypeError, AttributeError, RecursionError):
         submit_time = job = order = None
-    if isinstance(submit_time, float) and isinstance(job, str) and order is newest_first:
+    is_time = isinstance(submit_time, float) and math.isfinite(submit_time)
+    if is_time and isinstance(job, str) and "\0" not in job and order is newest_first:
         return submit_time, job
     raise BadCursorError(f"cursor {cursor[:80]!r} is not from a page in this order; start again without a cursor")
 

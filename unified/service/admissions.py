@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unified.admission import DatasetRef, Estimate, ModelForm, ModelRef, Submission
-from unified.errors import NurseryDiedError, Problem, UnifiedError, WorkerDiedError
+from unified.errors import NurseryDiedError, Problem, ReadTimeoutError, SpawnError, UnifiedError, WorkerDiedError
 from unified.job import JobSpec
 from unified.job_state import JobState
 from unified.messages import Inspect, Inspected
@@ -30,7 +30,9 @@ from unified.queue.store import JobStore
 from unified.slots import Reader
 
 VERSION = 1
-CHECK_SECONDS = 600.0  #: what reading one job may take
+QUICK_SECONDS = 30.0  #: what reading a job may take before it is left to the thread for slow ones
+CHECK_SECONDS = 1800.0  #: and what it may take there
+BARE_SECONDS = 60.0  #: for which a job's folder may be missing
 BATCH = 4  #: jobs handed to inspectors at once
 MAX_DEATHS = 3  #: of inspectors that read a job, after which it counts as unreadable
 RETRY_SECONDS = 1.0
@@ -88,7 +90,7 @@ def _file_arguments(record: dict[str, Any], root: Root) -> dict[str, Any]:
 
 @dataclass(slots=True, kw_only=True)
 class Admitter:
-    """A thread that checks queued jobs, a few at a time, and writes down the verdict.
+    """Threads that check queued jobs, a few at a time, and write down the verdict.
 
     Attributes:
         root: The queue's folder.
@@ -107,61 +109,93 @@ class Admitter:
     planner: Planner
     on_verdict: Callable[[], None]
     on_rejected: Callable[[str], None]
-    _wake: threading.Event = field(default_factory=threading.Event)
+    _wakes: tuple[threading.Event, threading.Event] = field(default_factory=lambda: (threading.Event(), threading.Event()))
     _is_stopping: bool = False
+    _slow: set[str] = field(default_factory=set)
+    _bare: dict[str, float] = field(default_factory=dict)
     _deaths: Counter[str] = field(default_factory=Counter)
-    _thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin."""
-        self._thread = threading.Thread(target=self._work, name="admissions", daemon=True)
-        self._thread.start()
+        for is_slow in (False, True):
+            threading.Thread(target=self._work, args=(is_slow,), name="admissions", daemon=True).start()
 
     def look(self) -> None:
         """Look for new jobs now; called by the ticker."""
-        self._wake.set()
+        for wake in self._wakes:
+            wake.set()
 
     def stop(self) -> None:
         """Begin nothing new; what is under way is checked again another time."""
         self._is_stopping = True
-        self._wake.set()
+        self.look()
 
-    def _work(self) -> None:
+    def _work(self, is_slow: bool) -> None:
+        """Check jobs until the end; those that took long once have a thread of their own, so that nobody waits for them."""
+        wake = self._wakes[is_slow]
         while not self._is_stopping:
             try:
-                # A row is there a moment before its folder has come to its place.
-                rows = [row for row in self.store.unchecked(4 * BATCH) if self.root.spec(row.id).is_dir()][:BATCH]
+                rows = self._next(is_slow=is_slow)
                 if rows:
-                    self._check(rows)
+                    self._check(rows, is_slow=is_slow)
                     continue
             except Exception:  # the next look may go better
                 logger.exception("checking what is queued failed; it is tried again")
-            self._wake.wait(timeout=30.0)
-            self._wake.clear()
+                time.sleep(RETRY_SECONDS)
+            wake.wait(timeout=30.0)
+            wake.clear()
 
-    def _check(self, rows: Sequence[JobRow]) -> None:
+    def _next(self, *, is_slow: bool) -> list[JobRow]:
+        found = self.store.unchecked(4 * BATCH + len(self._slow) + len(self._bare))
+        rows = [row for row in found if (row.id in self._slow) is is_slow]
+        return [row for row in rows if is_slow or self._has_folder(row)][: 1 if is_slow else BATCH]
+
+    def _has_folder(self, row: JobRow) -> bool:
+        """Whether the job's folder is there: a row is a moment earlier; one without a folder for long has lost it."""
+        if self.root.spec(row.id).is_dir():
+            self._bare.pop(row.id, None)
+            return True
+        since = self._bare.setdefault(row.id, time.monotonic())
+        if time.monotonic() - since > BARE_SECONDS:
+            del self._bare[row.id]
+            self._fail(row, "spec-missing: the folder that was submitted is gone; submit it anew")
+        return False
+
+    def _check(self, rows: Sequence[JobRow], *, is_slow: bool) -> None:
         try:
-            answers = self._read(rows)
-        except NurseryDiedError:
-            time.sleep(RETRY_SECONDS)  # the supervisor starts a new one
-            self.nursery.revive()
+            answers = self._read(rows, timeout_seconds=CHECK_SECONDS if is_slow else QUICK_SECONDS)
+        except (NurseryDiedError, SpawnError):
+            time.sleep(RETRY_SECONDS)
+            self.nursery.revive()  # a new one, if this one is gone
             return
         except WorkerDiedError as error:
-            if self._is_stopping:
-                return
-            self._deaths.update(row.id for row in rows if len(rows) == 1)
-            if len(rows) == 1 and self._deaths[rows[0].id] < MAX_DEATHS:
-                return  # somebody may have killed it from outside: it is read again
-            if len(rows) > 1:  # whose fault it was shows when each is read alone
-                for row in rows:
-                    self._check([row])
-                return
-            answers = [_died(rows[0], error)]
+            self._settle_death(rows, error, is_slow=is_slow)
+            return
         for row, answer in zip(rows, answers, strict=True):
             self._judge(row, answer)
+        self._slow -= {row.id for row in rows}
         self.on_verdict()
 
-    def _read(self, rows: Sequence[JobRow]) -> list[Inspected]:
+    def _settle_death(self, rows: Sequence[JobRow], error: WorkerDiedError, *, is_slow: bool) -> None:
+        if self._is_stopping:
+            return
+        if len(rows) > 1:  # whose fault it was shows when each is read alone
+            for row in rows:
+                self._check([row], is_slow=is_slow)
+            return
+        [row] = rows
+        if isinstance(error, ReadTimeoutError) and not is_slow:
+            self._slow.add(row.id)
+            self._wakes[True].set()
+            return
+        self._deaths[row.id] += 1
+        if self._deaths[row.id] < MAX_DEATHS and not isinstance(error, ReadTimeoutError):
+            return  # somebody may have killed it from outside: it is read again
+        self._judge(row, _died(row, error))
+        self._slow.discard(row.id)
+        self.on_verdict()
+
+    def _read(self, rows: Sequence[JobRow], *, timeout_seconds: float) -> list[Inspected]:
         planner = self.planner
         requests = [
             Inspect(
@@ -178,7 +212,7 @@ class Admitter:
             for row in rows
         ]
         num_processes = max(1, (os.cpu_count() or 1) // 2)  # the rest is for those who train
-        return Reader(nursery=self.nursery, num_processes=num_processes, timeout_seconds=CHECK_SECONDS).read(requests)
+        return Reader(nursery=self.nursery, num_processes=num_processes, timeout_seconds=timeout_seconds).read(requests)
 
     def _judge(self, row: JobRow, answer: Inspected) -> None:
         submission, problems = answer.submission, answer.problems

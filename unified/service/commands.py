@@ -78,7 +78,10 @@ class Commands:
 
     def _answer(self, command: CommandRow, outcome: str) -> None:
         if command.verb in _GOALS:
-            self.before_answer()
+            try:
+                self.before_answer()
+            except OSError as error:
+                logger.warning("status.json cannot be written: %s", error)
         self.store.settle(command.sequence, outcome)
         self._open.pop(command.sequence, None)
 
@@ -118,7 +121,7 @@ class Commands:
     def _outcome(self, opened: _Open) -> str | None:
         """Return what to answer, None while the job is still on its way."""
         record, verb = opened.record, opened.command.verb
-        if record.state is _GOALS.get(verb) or (verb == "resume" and not self._is_leaving(record)):
+        if record.state is _GOALS.get(verb) or (verb == "resume" and record.state is not JobState.PAUSING):
             return "done"
         if record.state in ENDED or record.epoch != opened.epoch:
             return f"conflict: it is {record.state}"
@@ -127,9 +130,6 @@ class Commands:
         if verb == "cancel" and time.monotonic() - opened.since > CANCEL_SECONDS:
             self._insist(record)
         return None
-
-    def _is_leaving(self, record: JobRecord) -> bool:
-        return record.state is JobState.PAUSING and not record.returns_at_once
 
     def _insist(self, record: JobRecord) -> None:
         """The job comes to no step boundary: its worker is replaced, and its neighbours go on from their checkpoints."""

@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 
 import unified
 from unified.queue.verbs import Queue
-from unified.service import http_jobs, http_status, http_submissions
+from unified.service import http_artifacts, http_jobs, http_status, http_submissions
 from unified.service.http_auth import Tokens
 from unified.service.http_context import Context
 from unified.service.http_docs import docs_page
@@ -60,7 +60,7 @@ def make_app(root_path: str | Path, *, tokens: Tokens | None) -> FastAPI:
     app.state.context = context
     add_problem_handlers(app)
     # Submitting first: 'job.json' is no id, but '/v1/uploads' must not be taken for a job either.
-    for part in (http_submissions, http_status, http_jobs):
+    for part in (http_submissions, http_status, http_jobs, http_artifacts):
         app.include_router(part.router)
     _add_documents(app)
     _add_page(app)

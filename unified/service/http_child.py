@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from unified.errors import UnifiedError
 
-MIN_SECONDS = 5.0  #: between two starts
+MIN_SECONDS = 5.0  #: between two starts; twice as long after each that comes to nothing
+MAX_SECONDS = 300.0
+STEADY_SECONDS = 60.0  #: a process that lived so long came to something
 STOP_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
@@ -26,27 +30,38 @@ class HttpChild:
         port: Port.
         token_file: Who may come in; None on this host only.
         root: The queue's folder.
+        clock: Tells the time between two starts.
     """
 
     host: str
     port: int
     token_file: Path | None
     root: Path
+    clock: Callable[[], float] = time.monotonic
     _process: subprocess.Popen[bytes] | None = None
-    _started: float = 0.0
+    _started: float = -math.inf
+    _wait: float = 0.0
 
     def ensure(self) -> None:
         """Start the process if there is none; to be called now and then."""
         if self._process is not None:
-            if self._process.poll() is None or time.monotonic() - self._started < MIN_SECONDS:
+            if self._process.poll() is None:
                 return
-            logger.warning("the HTTP process ended with %s; a new one is started", self._process.returncode)
+            lived = self.clock() - self._started
+            self._wait = MIN_SECONDS if lived >= STEADY_SECONDS else min(max(2 * self._wait, MIN_SECONDS), MAX_SECONDS)
+            left = max(self._wait - lived, 0.0)
+            logger.warning("the HTTP process ended with %s; a new one starts in %.0f s", self._process.returncode, left)
+            self._process = None
+        if self.clock() - self._started >= self._wait:
+            self._start()
+
+    def _start(self) -> None:
         command = [sys.executable, "-m", "unified.service.http_process", str(self.root), self.host, str(self.port)]
         if self.token_file is not None:
             command += ["--token-file", str(self.token_file)]
         # A group of its own: Ctrl-C reaches the supervisor alone, which ends this one last.
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-        self._started = time.monotonic()
+        self._started = self.clock()
 
     def stop(self) -> None:
         """End the process."""

@@ -14,6 +14,7 @@ from unified.queue.verbs import Queue
 from unified.service.http_auth import LOCAL, Identity, Scope, TokenFileError, Tokens
 from unified.service.http_models import ProblemDetail
 from unified.service.http_problems import HttpError
+from unified.service.http_streams import Streams
 from unified.service.prometheus import EndedJobs
 
 bearer = HTTPBearer(auto_error=False, description="A token of the token file; none is needed without one.")
@@ -27,7 +28,7 @@ class Context:
         queue: The queue; None until the app starts and after it ends.
         tokens: Who may come in; None: this machine's people, without a token.
         is_stopping: Whether the process is about to end, so that streams end too.
-        num_streams: How many answers are being streamed.
+        streams: What is being followed.
         waiters: Threads for requests that wait for the supervisor.
         ended: What was seen of jobs that have ended, for ``/metrics``.
     """
@@ -35,7 +36,7 @@ class Context:
     tokens: Tokens | None
     queue: Queue | None = None
     is_stopping: Callable[[], bool] = field(default=lambda: False)
-    num_streams: int = 0
+    streams: Streams = field(default_factory=Streams)
     waiters: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(100))
     ended: EndedJobs = field(default_factory=EndedJobs)
 
@@ -102,12 +103,14 @@ _TITLES = {
     401: "No token, or one that is not known",
     403: "Not allowed with this token",
     404: "No such job, or another user's",
+    408: "The body did not come in time",
     409: "Not possible in the present state",
     411: "The length is missing",
     413: "Too large, or over a limit",
     415: "Another content type is expected",
     416: "No such range",
     422: "Not valid, with everything that is wrong",
+    429: "Too many of yours at a time",
     503: "Not now",
     507: "The disk is full",
 }

@@ -3,20 +3,30 @@
 Without tokens the service trusts everybody on this machine, and a browser on this machine runs other people's pages. So a
 request must name this machine as its host (else a page could reach us by a name of its own that leads here), and what
 changes something must carry a content type and a source that no page of another site can send without being asked for.
+
+FastAPI reads a body before it asks who sends it, so bodies are bounded here; routes that take large ones read them themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NoReturn
 
+import anyio
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unified.service.http_problems import problem_response
+from unified.service.http_context import bearer, identify
+from unified.service.http_problems import HttpError, error_response, problem_response
 from unified.service.loopback import is_loopback_host
 
+MAX_BODY_BYTES = 1 << 16  #: of a POST that hands nothing in
+BODY_SECONDS = 10.0  #: within which it must have come
+
 _SAFE = {"GET", "HEAD", "OPTIONS"}
+_LARGE_BODIES = "/v1/jobs"  #: the POST that reads its body itself, once it knows who sends it
 _POST_TYPES = ("application/json", "application/zip")
 
 _POLICY = (
@@ -60,6 +70,13 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(scope["method"], Headers(scope=scope))
+        if refusal is None and scope["method"] == "POST" and scope["path"] != _LARGE_BODIES:
+            try:
+                receive = await _take_body(Request(scope, receive))
+            except HttpError as error:
+                refusal = error_response(error)
+            except ClientDisconnect:
+                return
         await (refusal or self._app)(scope, receive, send_with_headers)
 
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
@@ -76,6 +93,40 @@ class Guard:
             detail = f"expected Content-Type {' or '.join(_POST_TYPES)}, got {kind!r}; an empty JSON body is {{}}"
             return problem_response(415, "content-type", "Unsupported content type", detail)
         return None
+
+
+async def _take_body(request: Request) -> Receive:
+    """Take the body of a request into memory, from somebody who is known, and return what gives it to the app.
+
+    Raises:
+        HttpError: If nobody is known to send it, or it is too large or does not come.
+        ClientDisconnect: If the connection breaks meanwhile.
+    """
+    identify(request, await bearer(request))
+    given = request.headers.get("content-length", "")
+    if given.isdecimal() and int(given) > MAX_BODY_BYTES:
+        _refuse_body()
+    body = bytearray()
+    try:
+        with anyio.fail_after(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    _refuse_body()
+    except TimeoutError:
+        detail = f"expected the whole body within {BODY_SECONDS:g} s, got {len(body)} bytes"
+        raise HttpError(408, "timeout", "The body did not come", detail, {"Connection": "close"}) from None
+    messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else await request.receive()
+
+    return receive
+
+
+def _refuse_body() -> NoReturn:
+    detail = f"expected at most {MAX_BODY_BYTES} bytes; files go to POST {_LARGE_BODIES} or PUT /v1/uploads/SHA256"
+    raise HttpError(413, "too-large", "Too large", detail, {"Connection": "close"})
 
 
 def _is_foreign(headers: Headers) -> bool:

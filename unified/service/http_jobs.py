@@ -1,17 +1,16 @@
-"""Routes about single jobs: what there is, what happens to them, what one can ask of them, and their files."""
+"""Routes about single jobs: what there is, what happens to them, and what one can ask of them."""
 
 from __future__ import annotations
 
 import json
-import zipfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Body, Header, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
@@ -20,10 +19,8 @@ from unified.queue.errors import UnknownJobError
 from unified.queue.records import JobRow
 from unified.queue.verbs import Outcome, Queue
 from unified.service.http_auth import Identity
-from unified.service.http_context import Context, Reader, Submitter, TheQueue, context_of, problems
+from unified.service.http_context import Reader, Submitter, TheQueue, context_of, problems
 from unified.service.http_models import (
-    FileItem,
-    Files,
     JobDetails,
     JobPage,
     MetricRows,
@@ -33,8 +30,7 @@ from unified.service.http_models import (
     job_model,
     transition_model,
 )
-from unified.service.http_problems import HttpError
-from unified.service.http_streams import MAX_STREAMS, Following, file_pieces, last_lines, stream
+from unified.service.http_streams import EventsResponse, Following, file_pieces, last_lines
 from unified.summary import finite
 
 router = APIRouter(tags=["jobs"])
@@ -42,7 +38,6 @@ router = APIRouter(tags=["jobs"])
 MAX_WAIT_SECONDS = 30.0  #: for which a verb may hold a connection
 
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "As asked for."}}
-_BYTES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}, "description": "The file."}}
 
 
 @router.get("/v1/jobs", responses=problems(422))
@@ -96,7 +91,7 @@ class RequeueOptions(VerbOptions):
     from_scratch: bool = False
 
 
-_VERB_RESPONSES = problems(404, 409, 415) | {202: {"model": VerbAnswer, "description": "Asked for; the supervisor does it."}}
+_VERB_RESPONSES = problems(404, 408, 409, 413, 415) | {202: {"model": VerbAnswer, "description": "Asked for; the supervisor does it."}}
 
 
 def _add_verb(name: str, text: str) -> None:
@@ -142,7 +137,7 @@ def _verb_answer(queue: Queue, outcome: Outcome) -> JSONResponse:
     return JSONResponse(answer.model_dump(mode="json", by_alias=True), status_code=200 if outcome.done else 202)
 
 
-@router.get("/v1/jobs/{job}/logs", response_class=Response, responses=problems(404, 503) | _EVENTS)
+@router.get("/v1/jobs/{job}/logs", response_class=Response, responses=problems(404, 429, 503) | _EVENTS)
 def read_log(
     request: Request,
     queue: TheQueue,
@@ -156,7 +151,7 @@ def read_log(
     row = queue.get(job, user=identity.sees)
     path = queue.root.log(row.id)
     if follow:
-        return _events(context_of(request), queue, row, path, last_event_id, lambda line: line)
+        return _events(request, queue, identity, row, path, last_event_id, lambda line: line)
     if tail is not None:
         return Response(last_lines(path, tail), media_type="text/plain; charset=utf-8")
     return StreamingResponse(file_pieces(path), media_type="text/plain; charset=utf-8")
@@ -165,7 +160,7 @@ def read_log(
 @router.get(
     "/v1/jobs/{job}/metrics",
     response_model=MetricRows,
-    responses=problems(404, 503) | {200: {"content": {"text/event-stream": {}}, "description": "As asked for."}},
+    responses=problems(404, 429, 503) | {200: {"content": {"text/event-stream": {}}, "description": "As asked for."}},
 )
 def read_metrics(
     request: Request,
@@ -190,7 +185,7 @@ def read_metrics(
         is_wanted = isinstance(found, dict) and found.get("step", 0) >= since
         return json.dumps(_shown_row(found, identity)) if is_wanted else None
 
-    return _events(context_of(request), queue, row, queue.root.metrics(row.id), last_event_id, wanted)
+    return _events(request, queue, identity, row, queue.root.metrics(row.id), last_event_id, wanted)
 
 
 def _shown_row(row: dict[str, Any], identity: Identity) -> dict[str, Any]:
@@ -203,91 +198,16 @@ def _shown_row(row: dict[str, Any], identity: Identity) -> dict[str, Any]:
     return finite(row)
 
 
-@router.get("/v1/jobs/{job}/artifacts", responses=problems(404, 409))
-def list_artifacts(queue: TheQueue, identity: Reader, job: str) -> Files:
-    """List the files of a job's result, or of what is left of one that was given up."""
-    named = _artifacts(queue, identity, job)
-    return Files(files=[FileItem(name=name, bytes=path.stat().st_size) for name, path in named.items()])
-
-
-@router.get(
-    "/v1/jobs/{job}/artifacts.zip",
-    response_class=Response,
-    responses=problems(404) | {200: {"content": {"application/zip": {}}, "description": "All files in one."}},
-)
-def read_artifacts(queue: TheQueue, identity: Reader, job: str) -> Response:
-    """Return all files of a job's result in one zip."""
-    row = queue.get(job, user=identity.sees)
-    named = _artifacts(queue, identity, row.id)
-    if not named:
-        raise _no_result(row)
-    headers = {"Content-Disposition": f'attachment; filename="{row.id}.zip"'}
-    return StreamingResponse(_zipped(named), media_type="application/zip", headers=headers)
-
-
-@router.get("/v1/jobs/{job}/artifacts/{name:path}", response_class=Response, responses=problems(404, 416) | _BYTES)
-def read_artifact(queue: TheQueue, identity: Reader, job: str, name: str) -> Response:
-    """Return one file of a job's result; ranges are served."""
-    row = queue.get(job, user=identity.sees)
-    # Looked up among what is there: a name that a client sends is never made into a path.
-    path = _artifacts(queue, identity, row.id).get(name)
-    if path is None:
-        raise _no_result(row, name)
-    return FileResponse(path, media_type="application/octet-stream", filename=path.name)
-
-
-def _artifacts(queue: Queue, identity: Identity, job: str) -> dict[str, Path]:
-    folder = queue.artifact_folder(job, user=identity.sees)
-    return {path.relative_to(folder).as_posix(): path for path in queue.artifacts(job, user=identity.sees)}
-
-
-def _no_result(row: JobRow, name: str | None = None) -> HttpError:
-    what = "has no result" if name is None else f"has no result file {name[:100]!r}"
-    return HttpError(404, "no-artifact", "There is no such file", f"job {row.id} {what}; it is {row.state}")
-
-
-def _zipped(named: dict[str, Path]) -> Iterator[bytes]:
-    """Yield a zip of files piece by piece, without compression: weights hardly shrink."""
-    sink = _Sink()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
-        for name, path in named.items():
-            with archive.open(zipfile.ZipInfo.from_file(path, name), "w", force_zip64=True) as entry:
-                for piece in file_pieces(path):
-                    entry.write(piece)
-                    yield sink.take()
-    yield sink.take()
-
-
-class _Sink:
-    """Where :class:`zipfile.ZipFile` writes, to be taken from there; it cannot seek, so nothing is written twice."""
-
-    def __init__(self) -> None:
-        self._held = bytearray()
-
-    def write(self, piece: bytes) -> int:
-        """Hold what is written."""
-        self._held += piece
-        return len(piece)
-
-    def flush(self) -> None:
-        """Do nothing: what is held is taken."""
-
-    def close(self) -> None:
-        """Do nothing either."""
-
-    def take(self) -> bytes:
-        """Return what was written since the last time."""
-        taken = bytes(self._held)
-        self._held.clear()
-        return taken
-
-
 def _events(
-    context: Context, queue: Queue, row: JobRow, path: Path, mark: str, wanted: Callable[[str], str | None]
-) -> StreamingResponse:
-    if context.num_streams >= MAX_STREAMS:
-        detail = f"{MAX_STREAMS} streams are open, which is as many as there may be; ask again later, or without follow"
-        raise HttpError(503, "streams", "Too many streams", detail, {"Retry-After": "10"})
+    request: Request,
+    queue: Queue,
+    identity: Identity,
+    row: JobRow,
+    path: Path,
+    mark: str,
+    wanted: Callable[[str], str | None],
+) -> EventsResponse:
+    context = context_of(request)
 
     def state() -> JobState | None:
         try:
@@ -296,13 +216,4 @@ def _events(
             return None
 
     following = Following(path=path, mark=mark, wanted=wanted, state=state, is_stopping=context.is_stopping)
-
-    async def counted() -> AsyncIterator[str]:
-        context.num_streams += 1
-        try:
-            async for each in stream(following):
-                yield each
-        finally:
-            context.num_streams -= 1
-
-    return StreamingResponse(counted(), media_type="text/event-stream")
+    return EventsResponse(context.streams, identity.user, following)

@@ -75,6 +75,11 @@ def problem_response(
     return JSONResponse(content, status_code=status, media_type="application/problem+json", headers=headers)
 
 
+def error_response(error: HttpError) -> JSONResponse:
+    """Return an error of a request as a response."""
+    return problem_response(error.status, error.code, error.title, str(error), headers=error.headers)
+
+
 def add_problem_handlers(app: FastAPI) -> None:
     """Let ``app`` answer all errors as problems."""
     app.exception_handler(UnifiedError)(_answer_unified_error)
@@ -88,7 +93,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 def _answer_unified_error(_: Request, error: Any) -> JSONResponse:
     if isinstance(error, HttpError):
-        return problem_response(error.status, error.code, error.title, str(error), headers=error.headers)
+        return error_response(error)
     found = ((status, title) for kind, status, title in _STATUS if isinstance(error, kind))
     status, title = next(found, (500, "The queue cannot do this now"))
     if isinstance(error, InvalidSubmission):

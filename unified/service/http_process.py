@@ -21,6 +21,8 @@ from unified.service.loopback import is_loopback_address
 
 _PARENT_SECONDS = 0.5
 _GRACE_SECONDS = 3  #: for answers that are under way
+_ORPHAN_SECONDS = 2.0  #: within which a process whose parent is gone listens no more
+_KEEP_ALIVE_SECONDS = 5  #: for a further request on a connection
 _MAX_CONNECTIONS = 1000
 
 
@@ -97,12 +99,38 @@ def listen(options: HttpOptions) -> socket.socket:
     return listener
 
 
+def check_options(options: HttpOptions) -> None:
+    """Make sure that the token file can be read and the address be listened on, by doing so for a moment.
+
+    The HTTP process of a supervisor that was killed is given the time to notice.
+
+    Raises:
+        UnifiedError: If that address must not or cannot be listened on, or the token file cannot be used.
+    """
+    from unified.service.http_auth import Tokens
+
+    check_address(options.host, options.token_file)
+    if options.token_file is not None:
+        Tokens(options.token_file)
+    deadline = time.monotonic() + _ORPHAN_SECONDS
+    while True:
+        try:
+            listen(options).close()
+        except ListenError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_PARENT_SECONDS / 2)
+        else:
+            return
+
+
 def _serve(options: HttpOptions, listener: socket.socket) -> int:
     import uvicorn
 
     from unified.queue.verbs import Queue
     from unified.service.http_app import make_app
     from unified.service.http_auth import Tokens
+    from unified.service.http_protocol import bounded_protocol
 
     try:
         with Queue.open(options.root):
@@ -114,10 +142,12 @@ def _serve(options: HttpOptions, listener: socket.socket) -> int:
         return 1
     config = uvicorn.Config(
         app,
+        http=bounded_protocol(),
         log_level="warning",
         server_header=False,
         proxy_headers=False,
         limit_concurrency=_MAX_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,

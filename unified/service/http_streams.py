@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 from anyio import to_thread
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from unified.job_state import ENDED, JobState
+from unified.service.http_problems import HttpError
 
 MAX_PIECE_BYTES = 1 << 18
 MAX_LINE_BYTES = 1 << 20  #: a longer one is passed on in parts
@@ -22,6 +27,7 @@ LINGER_SECONDS = 1.0  #: last lines may be written shortly after the job's end
 KEEP_ALIVE_SECONDS = 15.0
 MAX_STREAM_SECONDS = 3600.0  #: then the client comes again with ``Last-Event-ID``, and its token is looked at again
 MAX_STREAMS = 200
+MAX_STREAMS_PER_USER = 40  #: so that one cannot have them all
 
 
 class Tail:
@@ -87,6 +93,53 @@ class Following:
     wanted: Callable[[str], str | None]
     state: Callable[[], JobState | None]
     is_stopping: Callable[[], bool]
+
+
+class Streams:
+    """How many answers are being streamed, and to whom. Used by the event loop alone."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str | None] = Counter()
+
+    @contextmanager
+    def place(self, user: str | None) -> Iterator[None]:
+        """Hold a place for one answer to ``user``; None: to somebody without a token.
+
+        Raises:
+            HttpError: If there is none left.
+        """
+        headers = {"Retry-After": "10"}
+        if user is not None and self._open[user] >= MAX_STREAMS_PER_USER:
+            detail = f"you follow {self._open[user]} files, which is as many as you may; close some, or ask without follow"
+            raise HttpError(429, "your-streams", "Too many streams of yours", detail, headers)
+        if self._open.total() >= MAX_STREAMS:
+            detail = f"{MAX_STREAMS} streams are open, which is as many as there may be; ask again later, or without follow"
+            raise HttpError(503, "streams", "Too many streams", detail, headers)
+        self._open[user] += 1
+        try:
+            yield
+        finally:
+            self._open[user] -= 1
+            self._open += Counter()  # forgets those who have none
+
+
+class EventsResponse(StreamingResponse):
+    """Server-sent events, which hold a place of their reader while they are sent.
+
+    Args:
+        streams: Where the place is.
+        user: Whose.
+        following: What to send.
+    """
+
+    def __init__(self, streams: Streams, user: str | None, following: Following) -> None:
+        super().__init__(stream(following), media_type="text/event-stream")
+        self._place = streams.place(user)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them, or raise before anything is sent."""
+        with self._place:
+            await super().__call__(scope, receive, send)
 
 
 async def stream(following: Following) -> AsyncIterator[str]:

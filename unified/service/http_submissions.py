@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from unified.errors import InvalidSubmission, Problem
+from unified.queue.errors import ConflictError, UnknownJobError
 from unified.queue.files import temporary_name
 from unified.queue.job_folder import name_problem, named_sources, parse_fields, read_fields, renamed
 from unified.queue.limits import check_disk
@@ -221,13 +222,28 @@ def _submit_folder(
     (folder / _NAME).write_text(json.dumps(job), encoding="utf-8")
     if queue.config.trust and not identity.may(Scope.TRUST):
         _refuse_code(folder / str(job["model"]), name)
-    submitted = queue.submit(folder, by=identity.by, user=identity.user)
+    try:
+        submitted = queue.submit(folder, by=identity.by, user=identity.user)
+    except ConflictError:
+        if _is_anothers(queue, identity, job.get("id")):
+            raise ConflictError("that id cannot be used; take another one") from None
+        raise
     answer = job_model(submitted.job, queue.reason(submitted.job))
     return JSONResponse(
         answer.model_dump(mode="json", by_alias=True),
         status_code=201 if submitted.is_new else 200,
         headers={"Location": f"/v1/jobs/{submitted.job.id}"},
     )
+
+
+def _is_anothers(queue: Queue, identity: Identity, job: object) -> bool:
+    """Return whether a job of that id is there that this identity may not know of."""
+    if identity.sees is None or not isinstance(job, str):
+        return False
+    try:
+        return queue.store.get(job).user != identity.sees
+    except UnknownJobError:
+        return False
 
 
 def _with_paths(queue: Queue, job: dict[str, Any], name: str, beside: Mapping[str, Path]) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class StoreJournal:
             except OSError as error:
                 logger.warning("job %s: its result cannot be moved to results/ yet: %s", job, error)
             else:
-                del self.unpublished[job]
+                self.unpublished.pop(job, None)
                 self._forget_checkpoints(job)
 
     def _forget_checkpoints(self, job: str) -> None:
@@ -223,8 +223,10 @@ def publish_files(root: Root, job: str, epoch: int) -> None:
     """Move a finished result to where its owner finds it; what is left of earlier residencies goes."""
     working, published = root.working_result(job, epoch), root.result(job)
     if working.is_dir():
-        if published.exists():
-            shutil.rmtree(published)
+        aside = root.job(job) / "result-before"
+        shutil.rmtree(aside, ignore_errors=True)
+        if published.exists():  # of an earlier life under the same id
+            published.rename(aside)
         rename_durably(working, published)
     for left in root.job(job).glob("result-*"):
         shutil.rmtree(left, ignore_errors=True)

@@ -63,10 +63,11 @@ def _goes_by_lock() -> bool:
 def _http_child(options: argparse.Namespace) -> HttpChild | None:
     if options.http is None:
         return None
-    from unified.service.http_process import check_address
+    from unified.service.http_process import HttpOptions, check_options
 
     host, port = parse_address(options.http)
-    check_address(host, options.token_file)
+    # Now, where it ends with a line: the HTTP process is started again for ever.
+    check_options(HttpOptions(root=Path(options.root), host=host, port=port, token_file=options.token_file))
     return HttpChild(host=host, port=port, token_file=options.token_file, root=Path(options.root).resolve())
 
 
@@ -94,17 +95,17 @@ def _run(supervisor: Supervisor, lock: int | None, http: HttpChild | None) -> in
         say(f"unified: serves {supervisor.root.path} with {config.scheduler}; resumed {resumed}; stop with Ctrl-C or SIGTERM")
         ticker.start()
         supervisor.admitter.start()
+        code = EXIT_ERROR
         try:
-            drained = supervisor.run()
+            code = _say_end(supervisor, supervisor.run())
         finally:
             supervisor.admitter.stop()
             stuck = ticker.stop()
             if http is not None:
                 http.stop()
-        code = _say_end(supervisor, drained)
-        if stuck:  # the interpreter would wait for such a thread at its exit, perhaps for ever
-            logger.warning("ends although %s is still under way", ", ".join(stuck))
-            os._exit(code)
+            if stuck:  # the interpreter would wait for such a thread at its exit, perhaps for ever
+                logger.warning("ends although %s is still under way", ", ".join(stuck), exc_info=sys.exc_info()[0] is not None)
+                os._exit(code)
         return code
 
 
@@ -113,7 +114,7 @@ def _say_end(supervisor: Supervisor, drained: Drained) -> int:
     if supervisor.is_fenced:
         say("unified: fenced: another supervisor has this root; nothing was saved here")
         return EXIT_FENCED
-    supervisor.write_status()
+    supervisor.guarded(supervisor.write_status, "writing status.json")
     say(f"unified: saved {drained.num_saved} of {drained.num_resident}, attempts counted 0")
     return EXIT_DONE
 

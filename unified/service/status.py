@@ -111,11 +111,15 @@ class StatusWriter:
             "late": list(late),
             "is_draining": is_draining,
             "disk_free_bytes": _free_bytes(self.root.path),
-            "counters": self.tally.to_json() | {"fenced_writes": self.store.fenced_writes},
+            "counters": self.tally.to_json() | self._more_counters(),
         }
         partial = self.root.status.with_name("status.json.partial")
         partial.write_text(json.dumps(content))
         partial.replace(self.root.status)
+
+    def _more_counters(self) -> dict[str, int]:
+        errors = self.tally.scheduler_errors + self.conductor.num_wrong_decisions
+        return {"fenced_writes": self.store.fenced_writes, "scheduler_errors": errors}
 
     def _slot(self, slot: Slot) -> dict[str, Any]:
         pid = None if slot.child is None else slot.child.pid

@@ -34,6 +34,7 @@ from unified.queue.root import Root
 from unified.queue.store import JobStore
 from unified.service.admissions import Admitter
 from unified.service.commands import Commands
+from unified.service.complaints import Complaints
 from unified.service.job_files import JobFiles
 from unified.service.journal import StoreJournal
 from unified.service.narrator import Narrator
@@ -84,6 +85,7 @@ class Supervisor:
         self.nursery = nursery
         self.mailbox = Mailbox()
         self.tally = Tally()
+        self._complaints = Complaints()
         self.started = time.time()
         self._began = time.monotonic()
         self.ticker: Ticker | None = None
@@ -247,23 +249,25 @@ class Supervisor:
         self._emit(events.RunStarted(at=self.now(), slots=slots, scheduler=self.config.scheduler, plan="serves its queue"))
 
     def _turn(self) -> None:
-        self._guarded(self.mailbox.run)
+        self.guarded(self.mailbox.run, "a request")
         self._drop()
         if time.monotonic() >= self._rests_until:
             self._advance()
         self._drop()
-        self._guarded(self.commands.settle)
+        self.guarded(self.commands.settle, "answering commands")
         self._listen()
         if self.ticker is not None and time.monotonic() - self._looked > 1.0:
             self._looked = time.monotonic()
             self.ticker.run_late()
 
-    def _guarded(self, act: Callable[[], None]) -> None:
+    def guarded(self, act: Callable[[], None], what: str) -> None:
         """Do what somebody asked for; what goes wrong with it must not end everybody's training."""
         try:
             act()
-        except Exception:  # the border between one request and the service
-            logger.exception("a request failed; the service goes on")
+        except Exception as error:  # noqa: BLE001 - the border between one request and the service
+            self._complaints.failed(what, error)
+        else:
+            self._complaints.succeeded(what)
 
     def _advance(self) -> None:
         began = time.perf_counter()
@@ -290,7 +294,10 @@ class Supervisor:
             except WorkerDiedError as error:
                 logger.error("%s; trying again in %g s", error, REST_SECONDS)  # noqa: TRY400 - the message says it all
                 self._rests_until = time.monotonic() + REST_SECONDS
-        self._monitor.sample_if_due(self.now(), self._emit)
+            except Exception:  # one report must not end everybody's training
+                logger.exception("a report of %s was lost; its worker is replaced", pipes[pipe].describe())
+                self.conductor.stop_stalled(pipes[pipe])
+        self.guarded(lambda: self._monitor.sample_if_due(self.now(), self._emit), "looking at memory")
 
     def _drop(self) -> None:
         """Let go of jobs that turned out to be somebody else's."""
@@ -314,8 +321,8 @@ class Supervisor:
             if record.lacks_checkpoint and record.slot is not None:
                 self.conductor.stop_stalled(self.conductor.slots[record.slot])  # it had its time; the others have theirs
         self.conductor.stop()
-        self.save_policy()
-        self.narrator.flush()
+        self.guarded(self.save_policy, "saving the scheduler's memory")
+        self.guarded(self.narrator.flush, "writing logs")
         return Drained(num_resident=len(resident), num_saved=saved)
 
     def _check_again(self, row: JobRow) -> None:

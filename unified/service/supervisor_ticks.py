@@ -6,10 +6,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from unified.errors import UnifiedError
 from unified.job_state import JobState
 from unified.ledger import JobRecord
 from unified.planning import ranking
@@ -75,12 +74,7 @@ class Ticks:
         def guarded() -> None:
             nonlocal is_waiting
             is_waiting = False
-            try:
-                run()
-            except UnifiedError as error:
-                logger.warning("%s", error)
-            except Exception:  # the next time may go better, and the workers must go on
-                logger.exception("a tick failed and will run again")
+            self.supervisor.guarded(run, f"the tick {run.__name__!r}")
 
         def ask() -> None:
             nonlocal is_waiting
@@ -131,6 +125,8 @@ class Ticks:
     def spool(self) -> None:
         """Take in what was dropped."""
         supervisor = self.supervisor
+        for folder in (supervisor.root.incoming, supervisor.root.rejected):
+            folder.mkdir(exist_ok=True)  # somebody may have tidied up
         found = scan(supervisor.root, supervisor.store, supervisor.config, now=time.time())
         for entry in found:
             supervisor.tally.rejected.update(problem.code for problem in entry.problems)
@@ -173,13 +169,19 @@ class Ticks:
         """Write down why each waiting job waits."""
         supervisor = self.supervisor
         waiting = [record for record in supervisor.books.ledger.all() if record.is_ready and record.slot is None]
-        order, _ = ranking(waiting, supervisor.books.scheduler)
+        order = self._order(waiting)
         by_name = {record.name: record for record in waiting}
         reasons = {name: self._why(by_name[name], ahead) for ahead, name in enumerate(order)}
         changed = {name: reason for name, reason in reasons.items() if self._told.get(name) != reason}
         self._told = reasons
         if changed:
             supervisor.store.set_reason(changed)
+
+    def _order(self, waiting: Sequence[JobRecord]) -> list[str]:
+        try:
+            return ranking(waiting, self.supervisor.books.scheduler)[0]
+        except Exception:  # noqa: BLE001 - it may be a plug-in; that it fails is told where turns are given out
+            return [record.name for record in sorted(waiting, key=lambda record: record.submit_time)]
 
     def _why(self, record: JobRecord, ahead: int) -> str:
         under = f"under {self.supervisor.config.scheduler}"
@@ -202,7 +204,7 @@ class Ticks:
                 supervisor.drop_lost(frozenset(fenced))
         supervisor.narrator.flush()
         supervisor.watchdog.charge_usage()
-        supervisor.journal.bring_out()
+        supervisor.mailbox.ask(supervisor.journal.bring_out)  # the loop publishes too: never two at once
 
     def disk(self) -> None:
         """Let jobs go on that were paused for want of room, once there is enough of it."""

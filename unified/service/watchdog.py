@@ -48,7 +48,9 @@ class Watchdog:
         """End workers that say nothing any more, and jobs that have trained for too long."""
         now = self.books.clock()
         for slot in self.conductor.slots:
-            job = slot.running or slot.attending
+            residents = self.books.ledger.resident(slot.index)
+            going = (record.name for record in residents if record.is_returning or record.leaving)
+            job = slot.running or slot.attending or next(going, None)
             if slot.child is None or job is None or slot.is_stalled:
                 continue
             record = self.books.ledger.get(job)
