@@ -1,0 +1,127 @@
+"""Who may be resident where, and whose fault a worker's death was: decisions, without a process."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from schedulers import base
+from tests.unit.test_planning import make_record
+from unified.budgets import Fault
+from unified.failures import MAX_BANS, clear_suspect, fault_of_death, suspects_of
+from unified.ledger import JobRecord, Ledger, MemoryJournal
+from unified.nursery import Exit
+from unified.placement import Placement, wrong_grant
+from unified.slots import Slot
+
+
+def make_slots(count: int) -> list[Slot]:
+    return [Slot(index=index, device="cpu", num_threads=1) for index in range(count)]
+
+
+def place(
+    records: list[JobRecord], slots: list[Slot], *, capacity: int = 100, bans: set[frozenset[str]] | None = None
+) -> Placement:
+    ledger = Ledger()
+    ledger.add_all(records)
+    return Placement(ledger=ledger, slots=slots, capacity_bytes=capacity, bans=bans or set())
+
+
+def resident(name: str, slot: int, *, position: int = 0) -> JobRecord:
+    record = make_record(name, position=position)
+    record.slot = slot
+    return record
+
+
+def test_memory_is_that_of_all_residents_and_the_largest_step() -> None:
+    # each record holds 1 byte and takes 2 in a step
+    records = [resident("a", 0), resident("b", 0), resident("c", 1), make_record("new")]
+    assert place(records, make_slots(2), capacity=6).fits(records[3], make_slots(2)[0])  # 1 + 1 + 1 + 1 and c's 2
+    assert not place(records, make_slots(2), capacity=5).fits(records[3], make_slots(2)[0])
+
+
+def test_who_needs_a_slot_of_its_own_gets_the_emptiest_and_nobody_joins_it() -> None:
+    slots = make_slots(2)
+    lonely = make_record("lonely", position=5)
+    lonely.is_alone = True
+    other = make_record("other")
+    records = [resident("a", 0), resident("b", 0), resident("c", 1), other, lonely]
+    placement = place(records, slots)
+    assert placement.first_lonely([other, lonely]) is lonely
+    assert placement.reserved_for(lonely) is slots[1]
+    assert placement.accepted(slots[1], [other, lonely]) == frozenset()  # c has to leave first; then:
+    records[2].slot = None
+    placement = place(records, slots)
+    assert placement.accepted(slots[1], [other, lonely]) == {"lonely"}
+    assert placement.accepted(slots[0], [other, lonely]) == {"other"}
+    lonely.slot = 1
+    assert place(records, slots).accepted(slots[1], [other]) == frozenset()
+
+
+def test_an_exclusive_job_is_like_one_on_probation() -> None:
+    slots = make_slots(1)
+    exclusive = make_record("exclusive", exclusive=True)
+    assert place([resident("a", 0), exclusive], slots).accepted(slots[0], [exclusive]) == frozenset()
+    assert place([exclusive], slots).accepted(slots[0], [exclusive]) == {"exclusive"}
+
+
+def test_banned_pairs_do_not_meet() -> None:
+    slots = make_slots(1)
+    new, third = make_record("new"), make_record("third")
+    placement = place([resident("a", 0), new, third], slots, bans={frozenset({"new", "a"})})
+    assert placement.accepted(slots[0], [new, third]) == {"third"}
+
+
+def test_a_job_that_workers_died_with_beside_many_stays_alone() -> None:
+    record, bans = make_record("suspect"), set()
+    for number in range(MAX_BANS):
+        assert record.is_alone is False
+        record.suspected_beside, record.is_alone = frozenset({f"other-{number}"}), True
+        clear_suspect(record, bans, MemoryJournal())
+    assert record.is_alone
+    assert len(bans) == MAX_BANS
+
+
+def test_the_one_whose_code_ran_is_the_suspect() -> None:
+    running, parked, returning = resident("running", 0), resident("parked", 0), resident("returning", 0)
+    running.is_running = returning.is_returning = True
+    lost = [running, parked, returning]
+    assert suspects_of(lost, None) == [running]
+    assert suspects_of(lost, "returning") == [returning]  # its own code ran inside the other's turn
+
+
+@pytest.mark.parametrize(
+    ("code", "stalled", "out_of_memory", "batch", "expected"),
+    [
+        (-signal.SIGSEGV, False, False, False, (Fault.CRASH, Fault.NEIGHBOUR)),
+        (3, False, False, False, (Fault.CRASH, Fault.NEIGHBOUR)),
+        (-signal.SIGKILL, False, False, False, (Fault.KILLED, Fault.KILLED)),
+        (None, False, False, False, (Fault.KILLED, Fault.KILLED)),
+        (-signal.SIGKILL, True, False, False, (Fault.STALL, Fault.NEIGHBOUR)),  # by ourselves
+        (-signal.SIGKILL, False, True, False, (Fault.OUT_OF_MEMORY, Fault.NEIGHBOUR)),  # by the kernel
+        (-signal.SIGKILL, False, False, True, (Fault.CRASH, Fault.NEIGHBOUR)),  # nobody else is at work in a batch run
+    ],
+)
+def test_signals_from_outside_are_nobodys_fault(
+    code: int | None, stalled: bool, out_of_memory: bool, batch: bool, expected: tuple[Fault, Fault]
+) -> None:
+    how = Exit(code=code)
+    assert fault_of_death(how, is_stalled=stalled, is_out_of_memory=out_of_memory, is_batch=batch) == expected
+
+
+@pytest.mark.parametrize(
+    ("grants", "text"),
+    [
+        ([("a", 0)], None),
+        ([("nobody", 0)], "not both free"),
+        ([("a", 1)], "not both free"),  # that slot is at work
+        ([("a", 0), ("a", 0)], "twice"),
+        ([("b", 0)], "cannot run"),  # resident elsewhere
+    ],
+)
+def test_what_a_scheduler_may_grant(grants: list[tuple[str, int]], text: str | None) -> None:
+    ready = [make_record("a").view(), resident("b", 1).view()]
+    slots = [base.SlotView(id=0), base.SlotView(id=1, running="c")]
+    found = wrong_grant([base.Grant(unit_id=job, slot_id=slot, quantum=base.UntilDone()) for job, slot in grants], ready, slots)
+    assert found is None if text is None else text in str(found)
