@@ -7,25 +7,37 @@ that say nothing shut everybody out. So whoever is not being answered has a dead
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0  #: within which a whole request head must come, after the connection or the last answer
+SEND_SECONDS = 60.0  #: within which whoever is still fetching an answer must get on
 MAX_IDLE = 400  #: connections without a request under way; then the oldest of them has to go
 
 
-def bounded_protocol(*, head_seconds: float = HEAD_SECONDS, max_idle: int = MAX_IDLE) -> type[H11Protocol]:
-    """Return a protocol for one server, which closes connections that bring no request.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What connections without a request under way may do.
 
-    Args:
-        head_seconds: How long a connection may take to bring the whole head of its next request.
-        max_idle: How many connections may be about to do so at a time; one more costs the oldest its place.
+    Attributes:
+        head_seconds: How long one may take to bring the whole head of its next request.
+        send_seconds: How long one may take nothing of what is left of its last answer.
+        max_idle: How many there may be at a time; one more costs the oldest its place.
     """
+
+    head_seconds: float = HEAD_SECONDS
+    send_seconds: float = SEND_SECONDS
+    max_idle: int = MAX_IDLE
+
+
+def bounded_protocol(given: Limits | None = None) -> type[H11Protocol]:
+    """Return a protocol for one server, which closes connections that bring no request."""
 
     class Bounded(_BoundedProtocol):
         idle: dict[_BoundedProtocol, None] = {}  # noqa: RUF012 - of all connections of this server, the oldest first
-        limits = (head_seconds, max_idle)
+        limits = given or Limits()
 
     return Bounded
 
@@ -34,9 +46,9 @@ class _BoundedProtocol(H11Protocol):
     """A connection; see :func:`bounded_protocol`."""
 
     idle: dict[_BoundedProtocol, None]
-    limits: tuple[float, int]
+    limits: Limits
     _deadline: asyncio.TimerHandle | None = None
-    _num_unsent: int = 0
+    _num_unsent: int | None = None  #: of the last answer, when that was last looked at
 
     def connection_made(self, transport: Any) -> None:
         """Expect a request."""
@@ -66,9 +78,9 @@ class _BoundedProtocol(H11Protocol):
     def _expect(self) -> None:
         self._relax()
         self.idle[self] = None
-        self._num_unsent = self.transport.get_write_buffer_size()
-        self._deadline = self.loop.call_later(self.limits[0], self._pass_deadline)
-        if len(self.idle) > self.limits[1]:
+        self._num_unsent = None
+        self._deadline = self.loop.call_later(self.limits.head_seconds, self._pass_deadline)
+        if len(self.idle) > self.limits.max_idle:
             # Those that are still fetching their answer are spared, if there are others.
             next((each for each in self.idle if not each.transport.get_write_buffer_size()), next(iter(self.idle)))._abort()
 
@@ -80,9 +92,9 @@ class _BoundedProtocol(H11Protocol):
 
     def _pass_deadline(self) -> None:
         num_unsent = self.transport.get_write_buffer_size()
-        if 0 < num_unsent < self._num_unsent:  # a slow reader, who is getting on
+        if num_unsent and num_unsent != self._num_unsent:  # a slow reader, who is getting on
             self._num_unsent = num_unsent
-            self._deadline = self.loop.call_later(self.limits[0], self._pass_deadline)
+            self._deadline = self.loop.call_later(self.limits.send_seconds, self._pass_deadline)
         else:
             self._abort()
 

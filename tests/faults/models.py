@@ -1,0 +1,131 @@
+"""Models that behave badly at a step, and the small one that they are otherwise. Loaded by path in the service's workers."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class Net(nn.Module):
+    """A small network whose steps can be made to last.
+
+    Args:
+        step_seconds: What a training step takes at least; the arithmetic is the same.
+        load_seconds: What reading it from its file takes at least.
+        width: Of its hidden layer, which makes checkpoints large.
+    """
+
+    def __init__(self, step_seconds: float = 0.0, load_seconds: float = 0.0, width: int = 16) -> None:
+        super().__init__()
+        self.step_seconds, self.load_seconds = step_seconds, load_seconds
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, width))
+        self.norm = nn.BatchNorm1d(width)
+        self.tail = nn.Sequential(nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 3))
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        time.sleep(self.load_seconds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = self.norm.num_batches_tracked
+        if self.training and type(count) is Tensor:  # not when its memory is estimated
+            time.sleep(self.step_seconds)
+            self.act(int(count) + 1)
+        return self.tail(self.norm(self.body(x)))
+
+    def act(self, step: int) -> None:
+        """Called in each training step, the first being 1."""
+
+
+class Faulty(Net):
+    """Does something bad at one training step.
+
+    Args:
+        kind: What, a name of :data:`ACTS`.
+        step: When.
+        once: Only if this file is not there; it is made.
+        **net: As for :class:`Net`.
+    """
+
+    def __init__(self, kind: str, step: int, once: Path | None = None, **net: float) -> None:
+        super().__init__(**net)
+        self.kind, self.step, self.once = kind, step, once
+
+    def act(self, step: int) -> None:
+        if step != self.step or (self.once is not None and self.once.exists()):
+            return
+        if self.once is not None:
+            self.once.touch()
+        ACTS[self.kind](self)
+
+
+class Tracing(Net):
+    """Writes the time of each training step's end to a file."""
+
+    def __init__(self, trace: Path, **net: float) -> None:
+        super().__init__(**net)
+        self.trace = trace
+
+    def act(self, step: int) -> None:
+        with self.trace.open("a") as file:
+            file.write(f"{time.monotonic()}\n")
+
+
+def hold_interpreter(seconds: float) -> None:
+    """Keep the interpreter's lock for so long, in one call of C code."""
+    began = time.perf_counter()
+    sum(range(10**6))
+    sum(range(int(10**6 * seconds / (time.perf_counter() - began))))
+
+
+def _raise(model: Faulty) -> None:
+    raise ValueError("this model does not like that step")
+
+
+def _make_nan(model: Faulty) -> None:
+    with torch.no_grad():
+        model.tail[2].bias.fill_(math.nan)
+
+
+def _loop(model: Faulty) -> None:
+    while True:
+        pass
+
+
+def _hog(model: Faulty) -> None:
+    """Take memory until there is none, with a limit that spares the machine."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), limit[1]))
+    taken = []
+    try:
+        while True:
+            taken.append(torch.zeros(16 << 20, dtype=torch.uint8))
+    finally:
+        taken.clear()
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def _allocate(model: Faulty) -> None:
+    torch.empty(1 << 50, dtype=torch.uint8)
+
+
+ACTS: dict[str, Callable[[Faulty], None]] = {
+    "exception": _raise,
+    "nan": _make_nan,
+    "exit": lambda model: os._exit(3),
+    "segfault": lambda model: ctypes.string_at(0),
+    "abort": lambda model: os.abort(),
+    "loop": _loop,
+    "hog": _hog,
+    "allocate": _allocate,
+    "hold": lambda model: hold_interpreter(3.0),
+}
