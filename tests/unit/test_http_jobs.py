@@ -1,5 +1,6 @@
 """The routes about jobs: what they show, what they do, and that nobody reaches other people's."""
 
+import base64
 import datetime
 import io
 import json
@@ -85,6 +86,26 @@ def test_jobs_are_chosen_by_state_and_user(queue, client):
     assert ids(user="alice") == ["a", "c"]
     assert ids(state=["running", "paused"]) == ["a", "b"]
     assert ids(state="queued", user="bob") == []
+
+
+def cursor(text):
+    return {"cursor": base64.urlsafe_b64encode(text.encode()).decode()}
+
+
+CURSORS = [
+    '[1.0,"\\ud800",false]',
+    '[1.0,"\\u0000",false]',
+    '[NaN,"a",false]',
+    '[1e999,"a",false]',
+    "[1.0,[],false]",
+    '[1.0,"a",1]',
+]
+
+
+@pytest.mark.parametrize("text", [*CURSORS, "[1.0]", "[]", "{}", "null", "1", '"abc"', "[" * 10_000])
+def test_a_cursor_that_no_page_gave_is_refused(client, text):
+    answer = client.get("/v1/jobs", params=cursor(text))
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad-cursor")
 
 
 @pytest.mark.parametrize("params", [{"state": "sleeping"}, {"limit": 0}, {"limit": "many"}, {"cursor": "rubbish"}])
@@ -247,3 +268,39 @@ def test_who_is_beside_a_job_is_the_operators_to_know(queue, tmp_path):
         shown = client.get("/v1/jobs/hers/metrics", headers=headers["alice"])
         assert shown.json()["rows"] == [{"step": 1, "num_company": 1}]
         assert client.get("/v1/jobs/hers/metrics", headers=headers["op"]).json()["rows"][0]["company"] == ["his"]
+
+
+LETTER = {"schema": 1, "reason": "it crashed twice", "neighbours": ["his-1", "his-2"], "host": "node-7", "slot": 0}
+
+
+@pytest.mark.parametrize("content", [LETTER, LETTER | {"neighbours": None}, ["his-1"], None])
+def test_a_dead_letter_tells_its_owner_nothing_of_others_and_the_machine(queue, tmp_path, content):
+    add_job(queue, "hers", user="alice", state=JobState.DEAD)
+    append(queue.root.dead("hers") / "reason.json", "his-1, torn" if content is None else json.dumps(content))
+    append(queue.root.dead("hers") / "log.txt", "a line\n")
+    path, headers = make_tokens(tmp_path, alice=["read"], op=["admin"])
+    whole = (queue.root.dead("hers") / "reason.json").read_bytes()
+    with token_client(queue.root.path, path) as client:
+        shown = client.get("/v1/jobs/hers/artifacts/reason.json", headers=headers["alice"])
+        packed = client.get("/v1/jobs/hers/artifacts.zip", headers=headers["alice"])
+        files = client.get("/v1/jobs/hers/artifacts", headers=headers["alice"]).json()["files"]
+        assert client.get("/v1/jobs/hers/artifacts/reason.json", headers=headers["op"]).content == whole
+        assert client.get("/v1/jobs/hers/artifacts/log.txt", headers=headers["alice"]).content == b"a line\n"
+    assert b"his-" not in shown.content
+    assert b"node-7" not in shown.content
+    assert shown.headers["content-disposition"] == 'attachment; filename="reason.json"'
+    with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
+        assert archive.testzip() is None
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            "log.txt": b"a line\n",
+            "reason.json": shown.content,
+        }
+    assert {item["name"]: item["bytes"] for item in files} == {"log.txt": 7, "reason.json": len(shown.content)}
+    if content == LETTER:
+        assert shown.json() == {"schema": 1, "reason": "it crashed twice", "slot": 0, "num_neighbours": 2}
+
+
+def test_without_tokens_a_dead_letter_is_as_it_was_written(queue, client):
+    add_job(queue, "a", state=JobState.DEAD)
+    append(queue.root.dead("a") / "reason.json", json.dumps(LETTER))
+    assert client.get("/v1/jobs/a/artifacts/reason.json").json() == LETTER

@@ -1,6 +1,7 @@
 """Handing jobs in over HTTP: each form, once or again, never more than is allowed, and never a file of the service's own."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -331,3 +332,38 @@ def test_code_runs_only_with_a_token_of_scope_trust(root, tmp_path, trusts, form
         assert answer.status_code == (201 if trusts else 422)
         if not trusts:
             assert answer.json()["problems"][0]["code"] == "E-TRUST"
+
+
+def test_an_id_that_another_user_has_tells_nothing_of_their_job(root, tmp_path):
+    path, headers = make_tokens(tmp_path, alice=["submit"], bob=["submit"], op=["admin"])
+    job = zipped(JOB | {"id": "secret-project"})
+    with token_client(root, path) as client:
+        assert post_zip(client, job, **headers["alice"]).status_code == 201
+        for content in (job, zipped(JOB | {"id": "secret-project", "epochs": 7})):
+            answer = post_zip(client, content, **headers["bob"])
+            assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+            assert answer.json()["detail"] == "that id cannot be used; take another one"
+        other = zipped(JOB | {"id": "secret-project", "epochs": 7})
+        for who in ("alice", "op"):  # whose own it is, and who sees all, are told
+            answer = post_zip(client, other, **headers[who])
+            assert (answer.status_code, "secret-project" in answer.json()["detail"]) == (409, True)
+    assert leftovers(root) == []
+
+
+def test_a_key_used_twice_is_said_to_its_user(root, tmp_path):
+    path, headers = make_tokens(tmp_path, alice=["submit"])
+    key = {"Idempotency-Key": "monday"} | headers["alice"]
+    with token_client(root, path) as client:
+        assert post_zip(client, zipped(), **key).status_code == 201
+        assert "monday" in post_zip(client, zipped(JOB | {"epochs": 5}), **key).json()["detail"]
+
+
+def test_the_same_id_at_the_same_time_is_one_jobs(root, tmp_path):
+    """A race of two users for an id: one has it, the other is told no more than later."""
+    path, headers = make_tokens(tmp_path, alice=["submit"], bob=["submit"])
+    job = zipped(JOB | {"id": "wanted"})
+    with token_client(root, path) as client, ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda who: post_zip(client, job, **headers[who]), ["alice", "bob"]))
+    assert sorted(answer.status_code for answer in answers) == [201, 409]
+    refusal = next(answer for answer in answers if answer.status_code == 409)
+    assert refusal.json()["detail"] == "that id cannot be used; take another one"

@@ -42,13 +42,18 @@ class HttpChild:
     _started: float = -math.inf
     _wait: float = 0.0
 
+    @property
+    def pid(self) -> int | None:
+        """The process, if it was started and not seen to have ended."""
+        return None if self._process is None else self._process.pid
+
     def ensure(self) -> None:
         """Start the process if there is none; to be called now and then."""
         if self._process is not None:
             if self._process.poll() is None:
                 return
             lived = self.clock() - self._started
-            self._wait = MIN_SECONDS if lived >= STEADY_SECONDS else min(max(2 * self._wait, MIN_SECONDS), MAX_SECONDS)
+            self._wait = wait_after(self._wait, lived)
             left = max(self._wait - lived, 0.0)
             logger.warning("the HTTP process ended with %s; a new one starts in %.0f s", self._process.returncode, left)
             self._process = None
@@ -73,6 +78,16 @@ class HttpChild:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process = None
+
+
+def wait_after(wait: float, lived: float) -> float:
+    """Return how long after its start a process that lived so many seconds is followed by another.
+
+    >>> wait_after(0.0, 1.0), wait_after(5.0, 1.0), wait_after(300.0, 1.0), wait_after(300.0, 3600.0)
+    (5.0, 10.0, 300.0, 5.0)
+    """
+    return MIN_SECONDS if lived >= STEADY_SECONDS else min(max(2 * wait, MIN_SECONDS), MAX_SECONDS)
 
 
 def parse_address(address: str) -> tuple[str, int]:

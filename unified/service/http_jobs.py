@@ -91,7 +91,9 @@ class RequeueOptions(VerbOptions):
     from_scratch: bool = False
 
 
-_VERB_RESPONSES = problems(404, 408, 409, 413, 415) | {202: {"model": VerbAnswer, "description": "Asked for; the supervisor does it."}}
+_VERB_RESPONSES = problems(404, 408, 409, 413, 415) | {
+    202: {"model": VerbAnswer, "description": "Asked for; the supervisor does it."}
+}
 
 
 def _add_verb(name: str, text: str) -> None:

@@ -93,7 +93,10 @@ def listen(options: HttpOptions) -> socket.socket:
         listener = socket.create_server((options.host, options.port), family=family, backlog=1024)
     except OSError as error:
         where = f"{options.host}:{options.port}"
-        raise ListenError(f"cannot listen on {where}: {error.strerror or error}; choose another --http") from error
+        # By the number: Python adds the address again. What is negative is a resolver's, with words of its own.
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.strerror or error
+        raise ListenError(f"cannot listen on {where}: {why}; choose another --http") from error
     # asyncio sets this on sockets that it made itself only: without it, an answer in two parts takes 40 ms more.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
