@@ -203,12 +203,16 @@ class Service:
         """Wait until a job has so many checkpoints."""
         until(lambda: len(self.queue.store.checkpoints(job)) >= count, f"{job} has {count} checkpoints")
 
+    def is_out(self, job: str) -> bool:
+        """Whether a finished job's result is where its owner looks for it, which it is a moment after the commit."""
+        return self.row(job).state is not JobState.FINISHED or self.queue.root.result(job).is_dir()
+
     def until_ended(self, *jobs: str) -> list[JobRow]:
         """Wait until jobs have ended, in whatever way, while the last supervisor lives."""
 
         def have_ended() -> bool:
             assert self.served[-1].process.poll() is None, self.served[-1].said
-            return all(self.row(job).state in ENDED for job in jobs)
+            return all(self.row(job).state in ENDED and self.is_out(job) for job in jobs)
 
         try:
             until(have_ended, "jobs end")

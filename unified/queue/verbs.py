@@ -139,10 +139,15 @@ class Queue:
     def artifact_folder(self, job: str, *, user: str | None = None) -> Path:
         """Return the folder of :meth:`artifacts`; it is there only if there are any."""
         row = self.get(job, user=user)
-        return self.root.dead(row.id) if row.state is _S.DEAD else self.root.result(row.id)
+        if row.state is _S.DEAD:
+            return self.root.dead(row.id)
+        published, working = self.root.result(row.id), self.root.working_result(row.id, row.epoch)
+        # Between the commit and the renaming, the result is where it was written.
+        is_on_its_way = row.state is _S.FINISHED and not published.is_dir() and working.is_dir()
+        return working if is_on_its_way else published
 
     def wait(self, jobs: Sequence[str], *, timeout: float | None = None, user: str | None = None) -> Iterator[JobRow]:
-        """Yield each of the jobs as it ends.
+        """Yield each of the jobs as it ends; a finished one when its result is in ``results/``.
 
         Raises:
             TimeoutError: If some have not ended after ``timeout`` seconds.
@@ -153,7 +158,7 @@ class Queue:
             began = time.monotonic()
             for job in tuple(left):
                 row = self.store.get(job)
-                if row.state in ENDED:
+                if row.state in ENDED and not self._is_on_its_way(row):
                     left.remove(job)
                     yield row
             if not left:
@@ -164,6 +169,12 @@ class Queue:
             # Looking at many jobs takes a while, and must not keep the store busy.
             pause = max(_POLL_MANY_SECONDS, now - began)
             time.sleep(pause if deadline is None else min(pause, deadline - now))
+
+    def _is_on_its_way(self, row: JobRow) -> bool:
+        """Whether a job's result is committed, and about to be moved to where its owner looks for it."""
+        if row.state is not _S.FINISHED or self.root.result(row.id).is_dir() or not self.is_served:
+            return False
+        return self.root.working_result(row.id, row.epoch).is_dir()
 
     # Behind those that return lists, as in the rest of the class the word means this method.
     def list(

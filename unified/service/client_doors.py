@@ -92,7 +92,7 @@ class FolderDoor:
 
     def fetch(self, job: str, out: Path) -> Path:
         """Return the folder where a finished job's result was published."""
-        return self._queue.root.result(self._queue.get(job).id)
+        return self._queue.artifact_folder(job)
 
     def close(self) -> None:
         """Close the store."""
