@@ -49,14 +49,13 @@ with tempfile.TemporaryDirectory() as folder, unified.Client(Path(folder) / "que
     service = serve(Path(folder) / "queue")
     try:
         for result in queue.wait(ids[:1]):
-            print(f"{result.name.split('-')[0]}: {result.state}; the service is killed")
+            print(f"{result.name}: {result.state}; the service is killed")
         service.kill()
         service.wait()
         service = serve(Path(folder) / "queue")  # takes up what the first one left
         for result in queue.wait(ids):
-            name = result.name.split("-")[0]
-            result.load_into(models[name])
-            print(f"{name}: {result.state}, accuracy {result.metrics['accuracy']:.2f}")
+            result.load_into(models[result.name])
+            print(f"{result.name}: {result.state}, accuracy {result.metrics['accuracy']:.2f}")
     finally:
         service.terminate()
         service.wait()

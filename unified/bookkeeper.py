@@ -22,6 +22,7 @@ from unified.ledger import JobRecord, Journal, Ledger
 from unified.nursery import Exit
 from unified.results import seal, timing_of
 from unified.slots import Slot
+from unified.turns import Turns
 
 #: In a batch run somebody waits: a failure of its own ends a job, a worker's death only the second one.
 BATCH_LIMITS = Limits(max_retries=0, max_infra_failures=1000, is_batch=True)
@@ -56,7 +57,7 @@ class Bookkeeper:
     keeps_cancelled: bool = False
     lost: list[JobRecord] = field(default_factory=list)
     bans: set[frozenset[str]] = field(default_factory=set)
-    _turn_starts: dict[str, float] = field(default_factory=dict)
+    _turns: Turns = field(default_factory=Turns)
 
     def note(self, kind: type[base.Event], record: JobRecord, **details: float) -> None:
         """Tell the scheduler of an event, if it listens."""
@@ -90,13 +91,13 @@ class Bookkeeper:
         record.is_running, slot.running = True, record.name
         if record.first_start is None:
             record.first_start = now
-        self._turn_starts[record.name] = slot.last_report = now
+        self._turns.begin(record.name, now, record.step)
+        slot.last_report = now
         self.emit(events.TurnStarted(at=now, job=record.name, slot=slot.index, threads=record.num_threads))
 
     def trained_seconds(self, record: JobRecord) -> float:
         """Return how long a job has trained, the turn under way included."""
-        began = self._turn_starts.get(record.name)
-        return record.training_seconds + (0.0 if began is None else self.clock() - began)
+        return record.training_seconds + self._turns.seconds(record.name, self.clock())
 
     def take(self, slot: Slot, report: messages.Report) -> None:
         """Take in one report of the worker on ``slot``; one about a residency that is over is ignored."""
@@ -129,6 +130,8 @@ class Bookkeeper:
 
     def _take_hosted(self, slot: Slot, record: JobRecord, report: messages.Hosted) -> None:
         record.is_hosting, record.step = False, report.step
+        if self._turns.is_under_way(record.name):
+            self._turns.begin(record.name, self.clock(), report.step)
         beside = [other for other in self.ledger.resident(slot.index) if other is not record]
         for other in beside:
             # In a queue an owner is not told of other people's jobs.
@@ -143,6 +146,7 @@ class Bookkeeper:
 
     def _take_progress(self, slot: Slot, record: JobRecord, report: messages.Progress) -> None:
         record.step, record.loss, record.is_safe = report.step, report.loss, False
+        record.step_seconds = self._turns.step_seconds(record.name, self.clock(), report.step) or record.step_seconds
         self.emit(
             events.StepsDone(
                 at=self.clock(),
@@ -211,15 +215,15 @@ class Bookkeeper:
         record.peak_bytes = max(record.peak_bytes, report.peak_bytes)
         if report.steps:
             record.step_seconds = report.seconds / report.steps
-        self.end_turn_of(slot, record, report.steps, report.seconds)
+        self.end_turn_of(slot, record, report.seconds)
         self.note(base.TurnDone, record, steps=report.steps, seconds=report.seconds)
 
-    def end_turn_of(self, slot: Slot, record: JobRecord, steps: int = 0, seconds: float | None = None) -> None:
+    def end_turn_of(self, slot: Slot, record: JobRecord, seconds: float | None = None) -> None:
         """Note the end of a turn, if there was one."""
         if not record.is_running:
             return
-        began = self._turn_starts.pop(record.name)
-        lasted = self.clock() - began if seconds is None else seconds
+        elapsed, steps = self._turns.end(record.name, self.clock(), record.step)
+        lasted = elapsed if seconds is None else seconds
         record.is_running, slot.running = False, None
         record.training_seconds += lasted
         self.emit(
@@ -234,8 +238,8 @@ class Bookkeeper:
         )
 
     def _take_evicted(self, slot: Slot, record: JobRecord, step: int) -> None:
-        steps, record.step = step - record.step, step
-        self.end_turn_of(slot, record, max(0, steps))
+        record.step = step
+        self.end_turn_of(slot, record)
         self.settle_evicted(record)
 
     def settle_evicted(self, record: JobRecord, reason: str = "") -> None:

@@ -40,6 +40,7 @@ class Result:
 
     Attributes:
         name: The job's name.
+        id: What a queue calls it; ``""`` in a run, where names are unique.
         state: FINISHED, FAILED or CANCELLED.
         reason: Why it failed, else None.
         metrics: The last row of its metrics: ``train_loss``, ``test_loss``, ``lr``, … by name.
@@ -55,6 +56,7 @@ class Result:
     timing: Timing
     folder: Path | None
     num_threads: int | None
+    id: str = ""
     _state_dict: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     @property

@@ -67,12 +67,13 @@ def test_a_zip_becomes_a_job_and_is_left_where_it_is(queue, tmp_path):
     assert not submit(queue, path, user="bob", changes={"priority": 4}).is_new
 
 
-def test_a_folder_around_the_job_is_left_out(queue, tmp_path):
+@pytest.mark.parametrize("around", ["mine/", "jobs/of/mine/"])  # zip -r mine.zip mine, zip -r mine.zip jobs/of/mine
+def test_folders_around_the_job_are_left_out(queue, tmp_path, around):
     root, _ = queue
-    path = zip_folder(make_job(tmp_path / "mine"), tmp_path / "mine.zip", "mine/")
+    path = zip_folder(make_job(tmp_path / "mine"), tmp_path / "mine.zip", around)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("__MACOSX/mine/._job.json", "litter")
-        archive.writestr("mine/.DS_Store", "litter")
+        archive.writestr(f"{around}.DS_Store", "litter")
     assert names(root.spec(submit(queue, path).job.id)) == ["job.json", "model.umodel", "train.pt"]
 
 

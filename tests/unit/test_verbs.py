@@ -213,7 +213,7 @@ def test_many_at_once_cancel_a_job_once(queue, tmp_path):
 
 def test_a_job_that_is_off_its_slot_is_saved_already(queue, tmp_path):
     job = submitted(queue, tmp_path / "jobs")
-    with pytest.raises(ConflictError, match="has not trained yet"):
+    with pytest.raises(ConflictError, match="has no checkpoint"):
         queue.checkpoint(job, by="ann")
     bring(queue, job, S.RUNNING)
     with_checkpoint(queue, job, step=7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,7 +95,15 @@ class ServiceConfig(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            lines = [
-                f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}" for item in error.errors()
-            ]
-            raise RootError("\n".join(lines)) from error
+            raise RootError("\n".join(_told(item, path, overrides or {}) for item in error.errors())) from error
+
+
+def _told(item: Any, path: Path, overrides: Mapping[str, Any]) -> str:
+    """Say what is wrong with a setting, and where it was given."""
+    name = str(item["loc"][0]) if item["loc"] else "?"
+    where = "command line" if overrides.get(name) is not None else str(path)
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, ServiceConfig.model_fields, n=1)
+        meant = f"did you mean {near[0]!r}?" if near else "docs/queue.md lists the settings"
+        return f"{where}: there is no setting {name!r}; {meant}"
+    return f"{where}: {name}: {item['msg'].lower()}, got {item['input']!r}"

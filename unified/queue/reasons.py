@@ -81,9 +81,12 @@ def _of_waiting(row: JobRow, store: JobStore, status: dict[str, Any] | None) -> 
         yield "Its model and data are yet to be checked; it can be given a slot after that."
     else:
         waiting = [job.id for job in store.waiting(_WINDOW)]
-        if row.id in waiting:
+        scheduler = str((status or {}).get("scheduler", ""))
+        if row.id in waiting and scheduler.startswith("priority"):
             place = waiting.index(row.id)
             yield f"By priority ({row.priority}, lower runs earlier) and time, {plural(place, 'job')} would come before it."
+        elif row.priority and scheduler:
+            yield f"Scheduler {scheduler} does not look at its priority of {row.priority}."
     if status is None:
         return
     slots = status.get("slots") or []

@@ -242,7 +242,7 @@ def _unreadable(job: str, field: str, source: Path, error: OSError) -> Problem:
         field=field,
         expected="a file or folder that can be read",
         given=f"{error.strerror or type(error).__name__}: {error.filename or source}",
-        remedy="correct the path; relative ones start at the job's folder",
+        remedy="correct the path; relative ones start at the job's folder, and in a zip or a dropped job ../data is ROOT/data",
     )
 
 

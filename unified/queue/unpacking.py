@@ -190,11 +190,11 @@ def _check_ratio(infos: Sequence[zipfile.ZipInfo], job: str) -> None:
 
 
 def _unwrapped(members: list[_Member]) -> list[_Member]:
-    """Leave out the folder around a job folder, if the archive has one."""
-    outer = {member.name.partition("/")[0] for member in members}
-    if len(outer) != 1 or any("/" not in member.name for member in members):
-        return members
-    return [_Member(info=member.info, name=member.name.partition("/")[2]) for member in members]
+    """Leave out the folders around a job folder, if the archive has any: ``jobs/lenet/job.json``."""
+    names = [member.name for member in members]
+    while names and all("/" in name for name in names) and len({name.partition("/")[0] for name in names}) == 1:
+        names = [name.partition("/")[2] for name in names]
+    return [_Member(info=member.info, name=name) for member, name in zip(members, names, strict=True)]
 
 
 def _write(archive: zipfile.ZipFile, members: Sequence[_Member], folder: Path) -> None:

@@ -105,7 +105,14 @@ class Queue:
 
     def reason(self, row: JobRow) -> str:
         """Say why a job stands where it stands."""
-        return reason(row, is_served=row.state in ENDED or self.is_served, now=time.time())
+        is_served = row.state in ENDED or self.is_served
+        if row.state is _S.RUNNING and is_served and self._is_parked(row):
+            return "parked: on its slot, another has its turn"
+        return reason(row, is_served=is_served, now=time.time())
+
+    def _is_parked(self, row: JobRow) -> bool:
+        slots = (self.root.read_status() or {}).get("slots") or []
+        return any(slot.get("index") == row.slot and slot.get("running") not in {None, row.id} for slot in slots)
 
     def explain(self, job: str, *, user: str | None = None) -> list[str]:
         """Say in sentences what a job waits for, and what decides when it is its turn."""
@@ -246,7 +253,7 @@ class Queue:
             return self._carry_out(CHECKPOINT, row.id, by, wait_seconds)
         saved = self.store.checkpoints(row.id)
         if not saved:
-            raise ConflictError(f"job {row.id}: it is {row.state} and has not trained yet: there is nothing to save")
+            raise ConflictError(f"job {row.id}: it is {row.state}, on no slot, and has no checkpoint: there is nothing to save")
         return Outcome(job=row, done=True, text=f"saved already: step {saved[0].step}, {saved[0].path}")
 
     def requeue(
@@ -276,6 +283,8 @@ class Queue:
                 raise ConflictError(f"job {row.id}: what was submitted is gone; submit it anew")
             if from_scratch:
                 self._forget_checkpoints(row.id)
+        elif from_scratch:
+            raise ConflictError(f"job {row.id}: cannot requeue it from scratch: it is {row.state}; cancel it first")
         return self._carry_out(REQUEUE, row.id, by, wait_seconds, FRESH | (FROM_SCRATCH if from_scratch else {}))
 
     def _forget_checkpoints(self, job: str) -> None:

@@ -229,7 +229,8 @@ class Admitter:
             self.on_rejected("E-FIT")
             return
         admission = to_json(submission, answer.step_seconds, self.root)
-        self.store.admit(row.id, admission, steps_total=submission.num_steps, memory_bytes=peak)
+        if self.store.admit(row.id, admission, steps_total=submission.num_steps, memory_bytes=peak):
+            self.store.set_reason({row.id: "waits for a slot"})
 
     def _reject(self, row: JobRow, problems: Sequence[Problem]) -> None:
         codes = [problem.code for problem in problems] or ["E-READ"]

@@ -87,12 +87,14 @@ class Client:
         """Hand in several jobs, one after another, and return their ids; raises as :meth:`submit` does."""
         return [self.submit(job) for job in jobs]
 
-    def submit_folders(self, folders: Sequence[str | Path]) -> list[str]:
+    def submit_folders(self, folders: str | Path | Sequence[str | Path]) -> list[str]:
         """Hand in job folders, or folders that hold job folders, and return the jobs' ids.
 
         Raises:
             InvalidSubmission: With everything that is wrong with one of them; those before it are handed in.
         """
+        if isinstance(folders, str | Path):
+            folders = [folders]
         found = [job for folder in folders for job in job_folders(Path(folder))]
         return [self._submit(folder) for folder in found]
 
@@ -216,6 +218,7 @@ class Client:
             ),
             folder=folder,
             num_threads=standing.num_threads,
+            id=standing.id,
         )
         if folder is not None and folder.is_relative_to(self._scratch):
             _ = result.state_dict  # read now: the files go with the client

@@ -45,7 +45,7 @@ def jobs_table(rows: Sequence[JobRow], reasons: Mapping[str, str], now: float) -
         table.add_column(title, overflow="fold")
     table.add_column("PRIO", justify="right", no_wrap=True)
     table.add_column("STATE", no_wrap=True)
-    table.add_column("REASON", overflow="fold")
+    table.add_column("REASON", overflow="ellipsis", no_wrap=True, max_width=60)  # 'show' has all of it
     for title in _RIGHT_OF_REASON:
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:

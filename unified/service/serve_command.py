@@ -115,7 +115,7 @@ def _say_end(supervisor: Supervisor, drained: Drained) -> int:
         say("unified: fenced: another supervisor has this root; nothing was saved here")
         return EXIT_FENCED
     supervisor.guarded(supervisor.write_status, "writing status.json")
-    say(f"unified: saved {drained.num_saved} of {drained.num_resident}, attempts counted 0")
+    say(f"unified: saved {drained.num_saved} of {drained.num_resident}, attempts counted 0")  # of the jobs on slots
     return EXIT_DONE
 
 

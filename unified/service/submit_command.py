@@ -14,6 +14,7 @@ from unified.intake import job_folders
 from unified.job_state import ENDED, JobState
 from unified.quantities import MISSING, seconds_text, value_text
 from unified.queue.records import JobRow, Submitted
+from unified.queue.verb_rules import REQUEUE
 from unified.queue.verbs import Queue
 from unified.service.queue_command import command_line, print_end, who_asks
 from unified.service.queue_output import (
@@ -116,6 +117,8 @@ def _tell_json(queue: Queue, accepted: list[Submitted], errors: list[dict[str, A
 def _tell(queue: Queue, accepted: list[Submitted], options: argparse.Namespace, out: Output, *, is_served: bool) -> None:
     for each in accepted:
         said = "submitted" if each.is_new else f"already submitted: {each.job.state}"
+        if not each.is_new and each.job.state in REQUEUE.moves:
+            said += f"; to train it again: {command_line(options, 'requeue', each.job.id)}"
         out.line(each.job.id if out.is_quiet else f"{each.job.id}  {said}")
         if each.job.state is JobState.FAILED:
             for problem in problems_of(queue, each.job):

@@ -333,8 +333,14 @@ class Supervisor:
         """Act on what needs more than a note."""
         if isinstance(event, events.WorkerStarted):
             self._workers[event.slot] = self.store.worker_started(event.slot, event.pid)
-        elif isinstance(event, events.WorkerLost) and event.slot in self._workers:
-            self.store.worker_ended(self._workers.pop(event.slot), event.reason)
+        elif isinstance(event, events.WorkerLost):
+            logger.warning(
+                "the worker of slot %s died (%s); goes on: %s", event.slot, event.reason, ", ".join(event.jobs) or "–"
+            )
+            if event.slot in self._workers:
+                self.store.worker_ended(self._workers.pop(event.slot), event.reason)
+        elif isinstance(event, events.JobFailed):
+            logger.warning("job %s: %s", event.job, event.reason)
         elif isinstance(event, events.JobCheckpointed):
             self.commands.checkpointed(event.job, event.step, os.path.relpath(event.path, self.root.path))
         elif isinstance(event, events.CheckpointRefused):

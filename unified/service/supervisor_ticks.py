@@ -136,7 +136,7 @@ class Ticks:
 
     def _tell(self, entry: Ingested) -> None:
         """Say what became of a dropped entry; one that is only delayed comes back at every scan."""
-        if entry.outcome == "accepted" or self._told_of.get(entry.entry) == entry.text:
+        if entry.outcome in {"accepted", "rejected"} or self._told_of.get(entry.entry) == entry.text:
             return
         logger.warning("incoming/%s: %s: %s", entry.entry, entry.outcome, entry.text)
         self._told_of = {name: text for name, text in self._told_of.items() if (self.supervisor.root.incoming / name).exists()}

@@ -153,7 +153,7 @@ function showHealth(slots, numLive) {
     ["running", String(numLive)],
     ["waiting", String(slots.queued)],
     ["memory", used],
-    ["busy", slots.is_served && isNumber(slots.utilisation) ? `${Math.round(slots.utilisation * 100)} %` : ""],
+    ["busy", slots.is_served && isNumber(slots.utilisation) ? `${Math.round(slots.utilisation)} %` : ""],
     ["disk free", isNumber(slots.disk_free_bytes) ? bytes(slots.disk_free_bytes) : ""],
   ].filter(([, text]) => text);
   reconcile(byId("vitals"), facts, {
