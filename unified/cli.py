@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import unified
+from unified import argument_types as types
 from unified.errors import InvalidSubmission, UnifiedError
 from unified.queue_parsers import add_queue_commands
 
@@ -87,11 +88,11 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "--slots",
         default="auto",
-        type=_slots,
+        type=types.slots,
         metavar="N|auto",
         help="how many jobs train at the same time (default auto: planned from the jobs, one per GPU)",
     )
-    parser.add_argument("--threads", type=_positive, metavar="T", help="CPU threads per slot (default: planned)")
+    parser.add_argument("--threads", type=types.positive, metavar="T", help="CPU threads per slot (default: planned)")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda:0", help="where to train (default auto)")
     parser.add_argument("--trust", action="store_true", help="accept model files that run their own code when loaded")
     parser.add_argument("--resume", action="store_true", help="go on with the run in DIR from its checkpoints")
@@ -183,16 +184,6 @@ def _version(options: argparse.Namespace) -> int:
     found = versions()
     line_writer(sys.stdout)(f"unified {unified.__version__}, torch {found['torch']}, Python {found['python']}")
     return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
-
-
-def _slots(text: str) -> int | str:
-    return text if text == "auto" else _positive(text)
 
 
 def guarded(command: Callable[[], int]) -> int:

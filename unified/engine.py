@@ -28,7 +28,7 @@ from unified.errors import UnifiedError
 from unified.intake import Intake
 from unified.job import JobSpec
 from unified.job_state import ENDED, JobState
-from unified.ledger import JobRecord, Ledger, MemoryJournal
+from unified.ledger import JobRecord, Ledger, MemoryJournal, submitted_event
 from unified.mailbox import Mailbox
 from unified.monitor import Monitor
 from unified.nursery import Nursery
@@ -277,11 +277,11 @@ class Engine:
     def _announce(self, records: Sequence[JobRecord]) -> None:
         for record in records:
             if record.state is JobState.FINISHED:  # by the run that is taken up again
-                self._emit(_submitted(record))
+                self._emit(submitted_event(record))
                 self._books.tell_finished(record)
             else:
                 self._books.note(base.Submitted, record)
-                self._emit(_submitted(record))
+                self._emit(submitted_event(record))
 
     def _loop(self) -> Iterator[Result]:
         while True:
@@ -331,18 +331,3 @@ class Engine:
                 listener(event)
             except Exception:  # one who only watches must not end anybody's training
                 logger.exception("a listener failed on %s; the run goes on", type(event).__name__)
-
-
-def _submitted(record: JobRecord) -> events.JobSubmitted:
-    submission = record.submission
-    return events.JobSubmitted(
-        at=record.submit_time,
-        job=record.name,
-        user=submission.spec.user,
-        num_epochs=submission.num_epochs,
-        num_steps=submission.num_steps,
-        steps_per_epoch=submission.steps_per_epoch,
-        num_parameters=submission.estimate.num_parameters,
-        peak_bytes=submission.estimate.peak_bytes,
-        first_step=record.step,
-    )

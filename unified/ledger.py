@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from schedulers.base import JobView
 from unified.admission import Submission
 from unified.errors import UnifiedError
+from unified.events import JobSubmitted
 from unified.job_state import JobState, check_move
 from unified.messages import Checkpointed
 from unified.packing import Demand
@@ -158,6 +159,22 @@ class JobRecord:
             has_begun=self.first_start is not None,
             slot_id=self.slot,
         )
+
+
+def submitted_event(record: JobRecord) -> JobSubmitted:
+    """Return the news that a job was accepted."""
+    submission = record.submission
+    return JobSubmitted(
+        at=record.submit_time,
+        job=record.name,
+        user=submission.spec.user,
+        num_epochs=submission.num_epochs,
+        num_steps=submission.num_steps,
+        steps_per_epoch=submission.steps_per_epoch,
+        num_parameters=submission.estimate.num_parameters,
+        peak_bytes=submission.estimate.peak_bytes,
+        first_step=record.step,
+    )
 
 
 class Journal(Protocol):

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from unified import argument_types as types
+
 _Commands = argparse._SubParsersAction
 
 EXIT_CODES = """\
@@ -91,8 +93,8 @@ def _add_serve(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="tokens of the HTTP API; needed beyond localhost")
     settings = parser.add_argument_group("settings", "Each overrides the one of that name in ROOT/config.toml.")
     settings.add_argument("--scheduler", metavar="NAME[:OPTION=VALUE]", help="who trains next; see 'unified schedulers'")
-    settings.add_argument("--slots", metavar="N|auto", type=_slots, help="number of workers: one per GPU, or per core")
-    settings.add_argument("--threads", metavar="T", type=_positive, help="CPU threads per slot")
+    settings.add_argument("--slots", metavar="N|auto", type=types.slots, help="number of workers: one per GPU, or per core")
+    settings.add_argument("--threads", metavar="T", type=types.positive, help="CPU threads per slot")
     settings.add_argument("--device", metavar="auto|cpu|cuda:0", help="where to train")
     for name, text in (
         ("deterministic", "use deterministic kernels only"),
@@ -106,7 +108,7 @@ def _add_serve(commands: _Commands[argparse.ArgumentParser]) -> None:
         ("checkpoint", "interval between checkpoints"),
         ("grace", "what SIGTERM leaves for checkpoints"),
     ):
-        settings.add_argument(f"--{name}-seconds", type=_seconds, metavar="SECONDS", help=text)
+        settings.add_argument(f"--{name}-seconds", type=types.seconds, metavar="SECONDS", help=text)
     settings.add_argument(
         "--set",
         action="append",
@@ -138,16 +140,22 @@ def _add_submit(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--wait", action="store_true", help="follow the jobs to their end")
     parser.add_argument("--no-wait", action="store_true", help="do not wait until the jobs were checked")
     parser.add_argument(
-        "--check-timeout", type=_seconds, default=20.0, metavar="SECONDS", help="how long to wait for the check (default 20)"
+        "--check-timeout",
+        type=types.seconds,
+        default=20.0,
+        metavar="SECONDS",
+        help="how long to wait for the check (default 20)",
     )
-    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="with --wait: stop following after so long")
+    parser.add_argument("--timeout", type=types.seconds, metavar="SECONDS", help="with --wait: stop following after so long")
 
 
 def _add_ls(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _add(commands, "ls", _LS, "unified ls --state running", aliases=("queue",))
     parser.add_argument("--user", metavar="USER", help="only this user's")
     parser.add_argument("--state", action="append", default=[], choices=_STATES, metavar="STATE", help=_STATE_HELP)
-    parser.add_argument("--limit", type=_positive, default=100, metavar="N", help="at most so many, the newest (default 100)")
+    parser.add_argument(
+        "--limit", type=types.positive, default=100, metavar="N", help="at most so many, the newest (default 100)"
+    )
     parser.add_argument("--cursor", metavar="CURSOR", help="where the last page ended, as --json told")
 
 
@@ -159,7 +167,7 @@ def _add_logs(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _add(commands, "logs", "Print a job's log.", "unified logs -f lenet-5f0c")
     parser.add_argument("id", metavar="ID", help=_ID)
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what is logged until the job ends")
-    parser.add_argument("-n", "--lines", type=_positive, metavar="N", help="only the last N lines")
+    parser.add_argument("-n", "--lines", type=types.positive, metavar="N", help="only the last N lines")
 
 
 def _add_moves(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -175,7 +183,7 @@ def _add_moves(commands: _Commands[argparse.ArgumentParser]) -> None:
         parser.add_argument("--user", metavar="USER", help="only this user's jobs; without ids: all of them")
         parser.add_argument("--state", action="append", default=[], choices=_STATES, metavar="STATE", help=_STATE_HELP)
         parser.add_argument("--no-wait", action="store_true", help="do not wait until the supervisor has done it")
-        parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="wait no longer than so")
+        parser.add_argument("--timeout", type=types.seconds, metavar="SECONDS", help="wait no longer than so")
         if verb == "requeue":
             parser.add_argument("--from-scratch", action="store_true", help="forget checkpoints: train from the beginning")
 
@@ -185,12 +193,12 @@ def _add_wait(commands: _Commands[argparse.ArgumentParser]) -> None:
         commands, "wait", "Wait until all of these jobs have ended; tell each when it does.", "unified wait lenet-5f0c"
     )
     parser.add_argument("ids", nargs="+", metavar="ID", help=_ID)
-    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop waiting after so long")
+    parser.add_argument("--timeout", type=types.seconds, metavar="SECONDS", help="stop waiting after so long")
 
 
 def _add_top(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _add(commands, "top", "Watch slots, members, memory and the queue.", "unified top --interval 2")
-    parser.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help="how often to look (default 1)")
+    parser.add_argument("--interval", type=types.seconds, default=1.0, metavar="SECONDS", help="how often to look (default 1)")
     parser.add_argument("--once", action="store_true", help="print it once; so it is too where there is no terminal")
 
 
@@ -251,27 +259,6 @@ def _find_root(options: argparse.Namespace) -> None:
         options.root = Path(os.environ["UNIFIED_ROOT"])
     if options.root is None:
         options.parser.error("which queue? Give --root DIR, or set UNIFIED_ROOT to its folder")
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
-
-
-def _slots(text: str) -> int | str:
-    return text if text == "auto" else _positive(text)
-
-
-def _seconds(text: str) -> float:
-    wrong = argparse.ArgumentTypeError(f"expected seconds, a number above 0, got {text!r}")
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise wrong from None
-    if not 0 < seconds < float("inf"):
-        raise wrong
-    return seconds
 
 
 def _setting(text: str) -> tuple[str, Any]:

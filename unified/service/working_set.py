@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from schedulers import base
-from unified import events
 from unified.bookkeeper import Bookkeeper
 from unified.errors import InvalidSubmission
 from unified.job_state import JobState
-from unified.ledger import JobRecord
+from unified.ledger import JobRecord, submitted_event
 from unified.queue.records import JobRow
 from unified.queue.root import Root
 from unified.queue.store import JobStore
@@ -58,7 +57,7 @@ class WorkingSet:
             ledger.add_all(new)
         for record in new:
             self.books.note(base.Submitted, record)
-            self.books.emit(_submitted(record))
+            self.books.emit(submitted_event(record))
 
     def _record(self, row: JobRow) -> JobRecord | None:
         try:
@@ -93,18 +92,3 @@ class WorkingSet:
             loss=row.loss,
             metrics=dict(row.metrics),
         )
-
-
-def _submitted(record: JobRecord) -> events.JobSubmitted:
-    submission = record.submission
-    return events.JobSubmitted(
-        at=record.submit_time,
-        job=record.name,
-        user=submission.spec.user,
-        num_epochs=submission.num_epochs,
-        num_steps=submission.num_steps,
-        steps_per_epoch=submission.steps_per_epoch,
-        num_parameters=submission.estimate.num_parameters,
-        peak_bytes=submission.estimate.peak_bytes,
-        first_step=record.step,
-    )
