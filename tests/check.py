@@ -2,7 +2,8 @@
 
     python -m tests.check [PYTEST OPTION ...]
 
-Every check runs, whatever the ones before it said; the exit code is 0 only if all passed.
+Every check runs, whatever the ones before it said; the exit code is 0 only if all passed. Without options the tests under
+tests/faults, which mostly wait for processes, run beside the others.
 """
 
 from __future__ import annotations
@@ -10,30 +11,62 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sysconfig.get_path("scripts"))
+PYTEST = [sys.executable, "-m", "pytest"]
+FAULTS = "tests/faults"
 
 
 def main() -> int:
     """Run all checks and return the exit code."""
+    options = sys.argv[1:]
     checks = [
         [str(SCRIPTS / "ruff"), "format", "--check", "."],
         [str(SCRIPTS / "ruff"), "check", "."],
         [str(SCRIPTS / "pyrefly"), "check", "--python-interpreter-path", sys.executable],
         [str(SCRIPTS / "lint-imports")],
-        [sys.executable, "-m", "pytest", *sys.argv[1:]],
     ]
-    failed = []
-    for command in checks:
-        shown = " ".join(Path(part).name for part in command)
-        print(f"== {shown}", flush=True)
-        if subprocess.run(command, cwd=ROOT).returncode != 0:
-            failed.append(shown)
-    for shown in failed:
-        print(f"failed: {shown}", flush=True)
+    failed = [shown(command) for command in checks if run(command) != 0]
+    if options:
+        failed += [shown([*PYTEST, *options])] if run([*PYTEST, *options]) != 0 else []
+    else:
+        beside, others = [*PYTEST, FAULTS, "-p", "no:cacheprovider"], [*PYTEST, f"--ignore={FAULTS}"]
+        with running_beside(beside) as codes:
+            codes.append(run(others))
+        failed += [shown(command) for command, code in zip((others, beside), codes, strict=True) if code != 0]
+    for command in failed:
+        print(f"failed: {command}", flush=True)
     return 1 if failed else 0
+
+
+def run(command: list[str]) -> int:
+    """Run a check in the foreground and return its exit code."""
+    print(f"== {shown(command)}", flush=True)
+    return subprocess.run(command, cwd=ROOT).returncode
+
+
+@contextmanager
+def running_beside(command: list[str]) -> Iterator[list[int]]:
+    """Run a check in the background; its exit code comes last, and what it printed after what is run meanwhile."""
+    codes: list[int] = []
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            yield codes
+        finally:
+            codes.append(process.wait())
+            output.seek(0)
+            print(f"== {shown(command)}\n{output.read().decode(errors='replace')}", flush=True)
+
+
+def shown(command: list[str]) -> str:
+    """Return a command without the folders of its programs."""
+    return " ".join(Path(part).name if part.startswith("/") else part for part in command)
 
 
 if __name__ == "__main__":
