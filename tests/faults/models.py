@@ -118,6 +118,18 @@ def _allocate(model: Faulty) -> None:
     torch.empty(1 << 50, dtype=torch.uint8)
 
 
+def _assert_on_device(model: Faulty) -> None:
+    """Read out of bounds on the GPU: a device-side assert, after which its CUDA context is of no use to anybody."""
+    device = model.norm.weight.device
+    torch.arange(2, device=device)[torch.tensor([1 << 20], device=device)]
+    torch.cuda.synchronize(device)
+
+
+def _take_device(model: Faulty) -> None:
+    """Allocate more than any GPU has."""
+    torch.empty(1 << 44, dtype=torch.uint8, device=model.norm.weight.device)
+
+
 ACTS: dict[str, Callable[[Faulty], None]] = {
     "exception": _raise,
     "nan": _make_nan,
@@ -128,4 +140,6 @@ ACTS: dict[str, Callable[[Faulty], None]] = {
     "hog": _hog,
     "allocate": _allocate,
     "hold": lambda model: hold_interpreter(3.0),
+    "device-assert": _assert_on_device,
+    "device-memory": _take_device,
 }
