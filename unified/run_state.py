@@ -104,7 +104,7 @@ class RunFolder:
                 is the name of one of the run's own files.
         """
         if job in RESERVED:
-            raise UnifiedError(f"a job cannot be named {job!r}: a file of the run has that name; choose another name")
+            raise UnifiedError(f"a job cannot be named {job!r}: a file of the run has that name; rename it")
         if (self.results(job) / "job.json").exists():
             raise UnifiedError(f"{self.results(job)} is a job folder, not a place for results; choose another --out folder")
         if resume:

@@ -126,7 +126,9 @@ class StoreMachine(RuleBasedStateMachine):
         model = self.models[job]
         details = {"from_scratch": from_scratch} if verb == "requeue" else {}
         nothing_to_save = verb == "checkpoint" and model.state not in RESIDENT and not model.saved
-        if model.state in IMPOSSIBLE[verb] or nothing_to_save:
+        # One that runs cannot begin anew under its own feet; being queued again is what it is already.
+        too_late = verb == "requeue" and from_scratch and ("requeue", model.state) not in AT_ONCE
+        if model.state in IMPOSSIBLE[verb] or nothing_to_save or too_late:
             with pytest.raises(ConflictError, match=f"{job}.*{model.state}"):
                 getattr(self.queue, verb)(job, by="ada", **details)
             return

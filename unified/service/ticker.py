@@ -189,6 +189,7 @@ class _Every(BaseTrigger):
     def __init__(self, seconds: float) -> None:
         self._interval = timedelta(seconds=seconds)
 
+    # pyrefly: ignore[bad-override] - its base class says nothing of types, and so promises None
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
         """Return when to run next."""
         return now if previous_fire_time is None else now + self._interval
