@@ -31,6 +31,7 @@ from unified.job import JobSpec
 from unified.member import Member
 from unified.memory import count_parameters, estimate
 from unified.messages import Inspect, Inspected, StepsTimed, TimeSteps
+from unified.process_settings import ProcessSettings
 from unified.submission.models import load_model, recognise
 from unified.trainer import Hooks, Trainer
 
@@ -45,11 +46,14 @@ def run(pipe: Connection, num_threads: int) -> None:
     # A step that cannot be done is told as a problem; its traceback would only come twice.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL + 1)
     use_threads(num_threads, first_core=0)
+    settings = ProcessSettings.capture()
     while True:
-        match pipe.recv():
-            case Inspect() as request:
+        request = pipe.recv()
+        settings.restore(num_threads)  # the job that was read before may have turned the process's switches
+        match request:
+            case Inspect():
                 pipe.send(inspect(request))
-            case TimeSteps() as request:
+            case TimeSteps():
                 pipe.send(_time_again(request.submission))
 
 

@@ -378,11 +378,13 @@ class Meddling(Conv):
 
 
 def test_switches_that_a_member_turns_are_back_for_the_others() -> None:
-    meddling = unified.JobSpec(
-        model=Meddling(), data={"train": TRAIN}, **describe("conv", name="meddling", metrics=[], epochs=2)
-    )
+    # Two of them, as two processes read jobs: each of the others is read after one.
+    meddling = [
+        unified.JobSpec(model=Meddling(), data={"train": TRAIN}, **describe("conv", name=name, metrics=[], epochs=2))
+        for name in ("meddling", "meddling-too")
+    ]
     with unified.Engine(scheduler="round-robin:quantum=3", slots=1, threads=1) as engine:
-        engine.submit_all([meddling, make_spec("conv"), make_spec("lstm")])
+        engine.submit_all([*meddling, make_spec("conv"), make_spec("lstm")])
         results = {result.name: result for result in engine.run()}
     for name in ("conv", "lstm"):
         assert_equals_alone(results[name])
