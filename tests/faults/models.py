@@ -67,6 +67,24 @@ class Faulty(Net):
         ACTS[self.kind](self)
 
 
+class Patient(Net):
+    """Takes its time until a file is there, so that it is still about when something happens.
+
+    Args:
+        until: The file.
+        wait_seconds: What a training step takes at least while it is missing.
+        **net: As for :class:`Net`.
+    """
+
+    def __init__(self, until: Path, wait_seconds: float = 0.05, **net: float) -> None:
+        super().__init__(**net)
+        self.until, self.wait_seconds = until, wait_seconds
+
+    def act(self, step: int) -> None:
+        if not self.until.exists():
+            time.sleep(self.wait_seconds)
+
+
 class Tracing(Net):
     """Writes the time of each training step's end to a file."""
 

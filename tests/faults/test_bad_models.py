@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.models import Faulty
+from tests.faults.models import Faulty, Patient
 from tests.faults.service import Service, until
 from unified.job_state import ENDED, JobState
 
@@ -61,8 +61,11 @@ def test_a_bad_model_ends_alone(service, kind, max_retries, end, says):
 
 @pytest.mark.parametrize(("kind", "state"), [("exception", RETRY_WAIT), ("abort", JobState.QUEUED), ("hog", JobState.QUEUED)])
 def test_what_happens_once_costs_a_job_nothing_but_time(service, tmp_path, kind, state):
-    job = service.submit(f"{kind}-once", Faulty, steps=30, kind=kind, step=12, once=tmp_path / "done")
-    beside = submit_neighbours(service, f"{kind}-once")
+    done = tmp_path / "done"
+    beside = [service.submit(f"{kind}-once-beside-{side}", Patient, steps=400 + side, until=done) for side in (0, 1)]
+    for neighbour in beside:  # else the job might be alone when it happens, which is another story
+        service.until_state(neighbour, JobState.RUNNING)
+    job = service.submit(f"{kind}-once", Faulty, steps=30, kind=kind, step=12, once=done)
     service.until_ended(job, *beside)
     service.check_finished(job, *beside)
     assert state in service.states(job)[1:]
