@@ -1,0 +1,1 @@
+"""What a model is: blocks, adapters and the tree that they make."""
