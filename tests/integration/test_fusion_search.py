@@ -1,0 +1,445 @@
+"""Searches from models to fused module: laws that hold for every preset and policy, faults, limits, and later searches."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fusion.graph.errors import FusionError
+from fusion.search.config import PRESETS
+from fusion.search.data import FusionData, Part
+from fusion.search.front import pareto
+from fusion.search.page import page
+from fusion.search.policy import MAX_ELITES
+from fusion.search.progress import CandidateDone, Event, Finished, Improved, Started
+from fusion.search.report import Entry, FusionReport
+from fusion.search.tasks import Task
+from fusion.search.training import TrainOutcome, TrainUnit, train_one_by_one
+from tests.integration.fusion_searches import (
+    THRESHOLDS,
+    backwards,
+    data,
+    digits,
+    fates,
+    network,
+    same_table,
+    search,
+    tasks,
+    teacher,
+)
+
+POLICIES = ("guided", "annealing", "random", "exhaustive", "tree", "all-shared", "original")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collections() -> Iterator[None]:
+    """Leave what is there already out of the garbage collections that measuring begins with: they take most of the time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def accuracy(model: nn.Module, part: Part, task: str) -> float:
+    with torch.no_grad():
+        answer = model(part.inputs)
+    answer = answer[task] if isinstance(answer, dict) else answer
+    return float((answer.argmax(1) == part.labels[task]).double().mean())
+
+
+def assert_within(entry: Entry, given: FusionData, chosen: Sequence[Task]) -> None:
+    """Scored by hand, on the validation part and on the held-out one."""
+    assert given.test is not None
+    for part in (given.validation, given.test._part):
+        for task, end in zip(chosen, entry.tasks, strict=True):
+            lost = accuracy(task.model, part, task.name) - accuracy(entry.module, part, task.name)
+            limit = entry.threshold if task.max_drop is None else min(entry.threshold, task.max_drop)
+            assert lost <= limit + 1e-12  # shares of 400 samples, added up in another order
+            told = end.drop if part is given.validation else end.test_drop
+            assert told == pytest.approx(lost, abs=1e-9)
+
+
+def assert_answers(entry: Entry, names: Sequence[str]) -> None:
+    """Outputs by task, and any subset bit for bit the same."""
+    images = digits()[0][:7]
+    with torch.no_grad():
+        whole = entry.module(images)
+        assert list(whole) == list(names)
+        for name in names:
+            assert torch.equal(entry.module(images, tasks=[name])[name], whole[name])
+            assert torch.equal(entry.module.only(name)(images)[name], whole[name])
+            assert torch.equal(entry.module.split()[name](images), whole[name])
+    assert not entry.module.training
+
+
+def assert_whole(report: FusionReport, events: list[Event]) -> None:
+    """What a report and the events on the way say agrees, whatever was searched and how."""
+    text = json.dumps(report.to_json(), allow_nan=False, default=str)
+    assert page(json.loads(text)).rstrip().endswith("</html>")
+    numbers = [record["number"] for record in report.candidates]
+    assert numbers == [*range(1, len(numbers) + 1)] == [e.number for e in events if isinstance(e, CandidateDone)]
+    assert {record["status"] for record in report.candidates} <= {"accepted", "failed", "unknown", "skipped"}
+    assert len({record["key"] for record in report.candidates if record["status"] == "accepted"}) == sum(
+        record["status"] == "accepted" for record in report.candidates
+    )
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Finished)
+    costs = [point["cost"] for point in report.front]
+    assert costs == sorted(costs)
+    assert not any(
+        one is not other and all(one[name] <= other[name] for name in ("cost", "drop", "parameters"))
+        for one in report.front
+        for other in report.front
+    )
+    best = {event.threshold: event.speedup for event in events if isinstance(event, Improved)}
+    for threshold, entry in report.best.items():
+        assert best.get(threshold, 1.0) >= report.original["cost"] / entry.cost - 1e-9
+        assert entry.number == 0 or report.candidates[entry.number - 1]["status"] == "accepted"
+
+
+LAWS = {**{name: {"variant": name} for name in PRESETS}, **{f"policy {name}": {"policy": name} for name in POLICIES}}
+
+
+@pytest.mark.parametrize("how", LAWS.values(), ids=LAWS)
+def test_whatever_is_handed_out_is_within_its_drop_on_validation_and_held_out_data(how: dict[str, Any]):
+    chosen, given, events = tasks(), data(), []
+    before = [copy.deepcopy(task.model.state_dict()) for task in chosen]
+    states = torch.get_rng_state(), random.getstate()
+    report = search(chosen, given, progress=events.append, max_candidates=5, **how)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert list(report.best) == list(THRESHOLDS)
+    for entry in report.best.values():
+        assert_within(entry, given, chosen)
+        assert_answers(entry, ("digit", "parity"))
+    assert_whole(report, events)
+    assert given.test is not None
+    assert given.test.times_opened == 1
+    for task, state in zip(chosen, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in task.model.state_dict().items())
+        assert not task.model.training
+        assert all(parameter.requires_grad for parameter in task.model.parameters())
+    if how.get("policy") == "original":
+        assert report.candidates == ()
+        assert {entry.number for entry in report.best.values()} == {0}
+
+
+@pytest.mark.parametrize("variant", ["full", "paper-pr"])
+def test_one_seed_and_one_table_give_the_same_candidates_whoever_trains_them(variant: str, tmp_path: Path):
+    folders = [tmp_path / name for name in ("first", "again", "backwards", "other")]
+    first = search(variant=variant, out=folders[0])
+    same_table(folders[0], *folders[1:])
+    again = search(variant=variant, out=folders[1])
+    other_way = search(variant=variant, out=folders[2], cotrain=backwards)
+    assert fates(first) == fates(again) == fates(other_way)
+    for threshold, entry in first.best.items():
+        for report in (again, other_way):
+            assert report.best[threshold].graph == entry.graph
+            mine, its = entry.module.state_dict(), report.best[threshold].module.state_dict()
+            assert all(torch.equal(mine[name], its[name]) for name in mine)
+    other = search(variant=variant, out=folders[3], seed=1)
+    assert [record["key"] for record in other.candidates] != [record["key"] for record in first.candidates]
+
+
+def test_a_search_without_labels_sees_none(tmp_path: Path):
+    full = data()
+
+    def with_labels(part: Part, labels: dict[str, Tensor]) -> Part:
+        return Part(inputs=part.inputs, labels=labels)
+
+    assert full.test is not None
+    bare = FusionData(train=with_labels(full.train, {}), validation=with_labels(full.validation, {}))
+    report = search(given=bare, out=tmp_path / "bare")
+    noise = torch.Generator().manual_seed(0)
+    wrong = {name: torch.randint(2, (400,), generator=noise) for name in ("digit", "parity")}
+    lied = FusionData(train=full.train, validation=with_labels(full.validation, wrong))
+    same_table(tmp_path / "bare", tmp_path / "lied")
+    assert fates(search(given=lied, label_free=True, out=tmp_path / "lied")) == fates(report)
+    for entry in report.best.values():
+        assert {end.kind for end in entry.tasks} == {"agreement"}
+        assert all(end.before == 1.0 for end in entry.tasks)
+        assert entry.is_within is None
+        for task, end in zip(tasks(), entry.tasks, strict=True):
+            lost = accuracy(task.model, full.validation, task.name) - accuracy(entry.module, full.validation, task.name)
+            assert lost <= 1 - end.after + 1e-12  # agreement is the cautious choice
+
+
+def test_a_task_may_allow_less_than_the_threshold():
+    chosen = [Task(name="digit", model=teacher("digit"), max_drop=0.0, lr=5e-3), *tasks("parity")]
+    given = data()
+    report = search(chosen, given, thresholds=(0.3,), margin=0.0)
+    assert_within(report.best[0.3], given, chosen)
+    free = search(tasks(), data(), thresholds=(0.3,), margin=0.0)
+    assert report.best[0.3].cost >= free.best[0.3].cost
+
+
+def permuted(model: nn.Sequential) -> nn.Sequential:
+    """The same function, its hidden features in another order and of other sizes."""
+    twin = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(5)
+    layers = [layer for layer in twin if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for layer, behind in zip(layers, layers[1:], strict=False):
+            order = torch.randperm(layer.out_features, generator=generator)
+            size = 0.5 + torch.rand(layer.out_features, generator=generator)
+            layer.weight.copy_(layer.weight[order] * size[:, None])
+            layer.bias.copy_(layer.bias[order] * size)
+            behind.weight.copy_(behind.weight[:, order] / size)
+    return twin
+
+
+def test_twins_in_other_coordinates_are_fused_without_training_and_without_any_drop():
+    model = teacher("digit")
+    images, labels = digits()
+    chosen = [Task(name="digit", model=model), Task(name="twin", model=permuted(model))]
+    parts = [Part(inputs=images[a:b], labels=dict.fromkeys(("digit", "twin"), labels["digit"][a:b])) for a, b in SPLIT]
+    given = FusionData(train=parts[0], validation=parts[1])
+    report = search(chosen, given, thresholds=(0.0,), policy="all-shared", metric="parameters")
+    [candidate] = report.candidates
+    assert (candidate["status"], candidate["epochs"]) == ("accepted", 0)
+    assert candidate["checks"][0]["drops"] == {"digit": 0.0, "twin": 0.0}
+    unaligned = search(chosen, given, thresholds=(0.0,), policy="all-shared", adapter_start="random", metric="parameters")
+    assert max(unaligned.candidates[0]["checks"][0]["drops"].values()) > 0.3
+
+
+SPLIT = ((0, 800), (800, 1200))
+
+
+def test_a_finished_search_that_is_resumed_does_nothing_more(tmp_path: Path):
+    first = search(out=tmp_path)
+    files = {
+        path: path.read_bytes() for path in (tmp_path / "search").rglob("*") if path.is_file() and "features" not in str(path)
+    }
+
+    def refuse(units: Sequence[TrainUnit], *, steps: int, seed: int) -> list[TrainOutcome]:
+        raise AssertionError("there is nothing left to be trained")
+
+    again = search(out=tmp_path, resume=True, cotrain=refuse)
+    assert fates(again) == fates(first)
+    assert again.why == first.why
+    assert {threshold: entry.graph for threshold, entry in again.best.items()} == {
+        threshold: entry.graph for threshold, entry in first.best.items()
+    }
+    assert {path: path.read_bytes() for path in files} == files
+    more = search(out=tmp_path, resume=True, max_candidates=12)
+    assert fates(more)[:8] == fates(first)
+    assert len(more.candidates) == 12
+
+
+def test_what_is_resumed_must_be_what_was_begun(tmp_path: Path):
+    search(out=tmp_path, max_candidates=3, policy="exhaustive")
+    with pytest.raises(FusionError, match=r"holds an earlier search; go on with it \(resume\), or use a new path"):
+        search(out=tmp_path, max_candidates=3, policy="exhaustive")
+    other = data()
+    other = FusionData(train=other.validation, validation=other.train, test=other.test)
+    common = {"out": tmp_path, "max_candidates": 3, "policy": "exhaustive", "resume": True}
+    begin = r"history at .* was made for other models, data or settings: "
+    with pytest.raises(FusionError, match=begin + "data; use a new path or --fresh"):
+        search(given=other, **common)
+    with pytest.raises(FusionError, match=begin + r"settings \(seed\)"):
+        search(seed=3, **common)
+    with pytest.raises(FusionError, match=begin + r"models \(parity\)"):
+        search([*tasks("digit"), Task(name="parity", model=teacher("large"), lr=5e-3)], data(), **common)
+    with pytest.raises(FusionError, match=begin + r"settings \(task parity\)"):
+        search([*tasks("digit"), Task(name="parity", model=teacher("parity"), lr=5e-3, max_drop=0.0)], data(), **common)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(FusionError, match="costs cannot be compared"):
+            search(**common)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(search(**common).candidates) == 3  # after all that it is still there
+
+
+def test_an_output_that_cannot_be_written_and_wrong_data_are_refused_before_anything_happens(tmp_path: Path):
+    (tmp_path / "file").write_text("no folder")
+    events: list[Event] = []
+    with pytest.raises(FusionError, match="cannot be written"):
+        search(out=tmp_path / "file" / "out", progress=events.append)
+    good = data()
+    with pytest.raises(FusionError, match="two parts are the same samples"):
+        search(given=FusionData(train=good.train, validation=good.train), out=tmp_path / "out", progress=events.append)
+    assert events == []
+    assert search(given=good, out=tmp_path / "out", max_candidates=1).candidates  # the folder was not taken by the refusal
+
+
+def test_a_score_that_raises_for_a_candidate_is_that_candidates_failure():
+    calls = []
+
+    def moody(output: Tensor, labels: Tensor) -> Tensor:
+        calls.append(1)
+        if 6 <= len(calls) <= 40:
+            raise ZeroDivisionError("of all things")
+        return (output.argmax(1) == labels).double()
+
+    given = data()
+    chosen = [Task(name="digit", model=teacher("digit"), score=moody, lr=5e-3), *tasks("parity")]
+    report = search(chosen, given, max_candidates=10)
+    broken = [record for record in report.candidates if "ZeroDivisionError: of all things" in record["why"]]
+    assert broken
+    assert {record["status"] for record in broken} <= {"failed", "accepted"}
+    assert len(report.candidates) == 10
+
+
+def test_a_score_that_raises_for_the_models_themselves_is_told_at_once():
+    def never(output: Tensor, labels: Tensor) -> float:
+        raise ZeroDivisionError
+
+    chosen = [Task(name="digit", model=teacher("digit"), score=never), *tasks("parity")]
+    with pytest.raises(ZeroDivisionError):
+        search(chosen, data())
+
+
+@pytest.mark.parametrize("variant", ["full", "paper"])
+def test_a_candidate_whose_loss_is_not_a_number_has_failed_and_the_others_go_on(variant: str):
+    def poisoned(units: Sequence[TrainUnit], *, steps: int, seed: int) -> list[TrainOutcome]:
+        for unit in units:
+            if unit.id.endswith(("1", "3")):
+                with torch.no_grad():
+                    next(unit.module.parameters()).fill_(torch.nan)
+        return train_one_by_one(units, steps=steps, seed=seed)
+
+    given, chosen = data(), tasks()
+    report = search(chosen, given, variant=variant, cotrain=poisoned, policy="exhaustive", thresholds=(0.001,), stitches=False)
+    failed = [record for record in report.candidates if "not finite" in record["why"]]
+    assert failed
+    assert all(record["status"] == "failed" for record in failed)
+    assert len(report.candidates) == 8
+    assert any(record["epochs"] == 4 for record in report.candidates if record not in failed)
+    assert_within(report.best[0.001], given, chosen)
+
+
+def test_a_candidate_that_cannot_be_built_has_failed_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch):
+    import fusion.search.search as loop
+
+    make_trial = loop.make_trial
+
+    def clumsy(*args: Any, number: int, **rest: Any) -> Any:
+        if number == 2:
+            raise RuntimeError("no memory left")
+        return make_trial(*args, number=number, **rest)
+
+    monkeypatch.setattr(loop, "make_trial", clumsy)
+    report = search(max_candidates=4)
+    assert (report.candidates[1]["status"], report.candidates[1]["why"]) == ("failed", "RuntimeError: no memory left")
+    assert len(report.candidates) == 4
+
+
+@pytest.mark.parametrize("variant", ["full", "paper"])
+def test_weights_on_disk_are_bounded_over_60_candidates(variant: str, tmp_path: Path):
+    running = 3
+    most = 0
+
+    def count(_: Event) -> None:
+        nonlocal most
+        most = max(most, sum(1 for _ in (tmp_path / "search" / "weights").glob("*.safetensors")))
+
+    given = data(has_test=False)
+    report = search(
+        given=given, variant=variant, out=tmp_path, progress=count, policy="random", max_candidates=60, epochs=2, screen=running,
+        cohort=running, rungs=(1,) if variant == "full" else (), thresholds=(0.3, 0.5, 0.7), batch_size=200, num_pairs=None,
+    )  # fmt: skip
+    assert len(report.candidates) == 60
+    assert sum(record["status"] == "accepted" for record in report.candidates) > MAX_ELITES
+    assert most <= MAX_ELITES + 3 + running
+    count(report)  # type: ignore[arg-type]
+
+
+def test_four_tasks_become_one_module():
+    names = ("digit", "parity", "large", "round")
+    chosen, given = tasks(*names), data(names)
+    report = search(chosen, given, thresholds=(0.05,), max_candidates=10)
+    entry = report.best[0.05]
+    assert_within(entry, given, chosen)
+    assert_answers(entry, names)
+    assert report.original["parameters"] > entry.parameters or entry.number == 0
+
+
+def test_what_was_fused_can_be_fused_again():
+    first = search(tasks(), data(has_test=False), thresholds=(0.2,), margin=0.0).best[0.2]
+    assert first.number
+    parts = first.module.split()
+    images = digits()[0][:5]
+    before = {name: part(images) for name, part in parts.items()}
+    chosen = [Task(name=name, model=part, lr=5e-3) for name, part in parts.items()] + tasks("large")
+    given = data(("digit", "parity", "large"))
+    second = search(chosen, given, thresholds=(0.2,), margin=0.0).best[0.2]
+    assert second.number
+    assert_within(second, given, chosen)
+    assert_answers(second, ("digit", "parity", "large"))
+    assert all(torch.equal(part(images), before[name]) for name, part in parts.items())
+    whole = [Task(name="both", model=first.module, output="parity", lr=5e-3), *tasks("large")]
+    given = data(("large",))
+    third = search(whole, given, thresholds=(0.2,), margin=0.0, max_candidates=3)
+    with torch.no_grad():
+        assert list(third.module(images)["both"]) == ["digit", "parity"]
+
+
+def test_an_audit_trains_what_would_have_been_ended_and_counts_mistakes():
+    report = search(variant="paper-pr", audit=True, max_candidates=12, rule_filter=True, epochs=5, thresholds=(0.05,))
+    assert report.audit is not None
+    assert all(record["status"] != "skipped" for record in report.candidates)
+    ended = [record for record in report.candidates if record["given_up"] is not None]
+    assert report.audit["ended_early"] == len(ended)
+    assert report.audit["would_have_met"] == sum(record["status"] == "accepted" for record in report.candidates)
+    assert report.audit["wrongly_ended"] == [record["number"] for record in ended if record["status"] == "accepted"]
+    counts = report.audit["reasons"]
+    assert sum(count["ended"] for count in counts.values()) == len(ended)
+    assert sum(count["wrong"] for count in counts.values()) == len(report.audit["wrongly_ended"])
+    assert "shares more than a candidate that failed" in counts
+    full = search(audit=True, max_candidates=6)
+    assert full.audit is not None
+    assert any(why.startswith("others promised more") for why in full.audit["reasons"])
+    assert search(max_candidates=1).audit is None
+
+
+def test_the_rule_filter_leaves_out_what_shares_more_than_what_failed():
+    report = search(variant="paper-pr", max_candidates=12, thresholds=(0.05,), early_termination=False)
+    skipped = [record for record in report.candidates if record["status"] == "skipped"]
+    assert skipped
+    assert all(record["epochs"] == 0 and record["checks"] == [] for record in skipped)
+
+
+def test_a_budget_of_seconds_leaves_a_valid_front():
+    given, chosen, events = data(), tasks(), []
+    report = search(chosen, given, max_candidates=None, budget_seconds=1.0, epochs=50, progress=events.append)
+    assert report.why == "the time was up"
+    for entry in report.best.values():
+        assert_within(entry, given, chosen)
+    assert_whole(report, events)
+    assert search(max_candidates=None, budget_seconds=0.001).candidates == ()
+
+
+def test_a_search_that_finds_nothing_better_for_long_ends():
+    report = search(policy="random", thresholds=(0.0,), stall=4, max_candidates=40, epochs=1, margin=30.0)
+    assert report.why.endswith("candidates brought nothing better")
+    assert len(report.candidates) < 40
+
+
+def test_an_exhausted_space_ends_a_search():
+    models = [Task(name=name, model=network(2, 8, 2).eval()) for name in ("one", "two")]
+    images = digits()[0]
+    given = FusionData(train=Part(inputs=images[:200]), validation=Part(inputs=images[200:300]))
+    report = search(models, given, policy="exhaustive", max_candidates=500, epochs=1, rungs=())
+    assert report.why == "every graph of the space has been looked at"
+    assert 1 <= len(report.candidates) < 100
+
+
+def test_the_front_of_a_report_is_that_of_all_points_within_a_threshold():
+    report = search(max_candidates=8, thresholds=(0.9,), margin=0.0)
+    assert report.front[-1]["candidate"] == 0
+    numbers = [point["candidate"] for point in report.front]
+    accepted = {record["number"] for record in report.candidates if record["status"] == "accepted"}
+    assert set(numbers) - {0} <= accepted
+    assert min(report.candidates[n - 1]["cost"] for n in accepted) == report.front[0]["cost"]
+    assert pareto([]) == []
