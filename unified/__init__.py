@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         UnifiedError,
         WorkerDiedError,
     )
+    from unified.fusing.api import fuse
+    from unified.fusing.session import Fusion
     from unified.job import JobSpec
     from unified.job_state import JobState
     from unified.results import Result, Timing
@@ -32,6 +34,7 @@ _HOMES = {
     "DoesNotFitError": "unified.errors",
     "Engine": "unified.engine",
     "ExportError": "unified.errors",
+    "Fusion": "unified.fusing.session",
     "InvalidSubmission": "unified.errors",
     "JobFailedError": "unified.errors",
     "JobSpec": "unified.job",
@@ -42,6 +45,7 @@ _HOMES = {
     "UnifiedError": "unified.errors",
     "WorkerDiedError": "unified.errors",
     "export": "unified.submission.umodel_write",
+    "fuse": "unified.fusing.api",
     "load_umodel": "unified.submission.umodel_read",
     "train": "unified.api",
 }
@@ -53,6 +57,7 @@ __all__ = [
     "DoesNotFitError",
     "Engine",
     "ExportError",
+    "Fusion",
     "InvalidSubmission",
     "JobFailedError",
     "JobSpec",
@@ -63,6 +68,7 @@ __all__ = [
     "UnifiedError",
     "WorkerDiedError",
     "export",
+    "fuse",
     "load_umodel",
     "train",
 ]

@@ -27,3 +27,32 @@ def seconds(text: str) -> float:
     if not 0 < number < float("inf"):
         raise wrong
     return number
+
+
+def whole(text: str) -> int:
+    """Return a whole number from 0."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def drops(text: str) -> tuple[float, ...]:
+    """Return drops of a score, each once, in the order given."""
+    wrong = argparse.ArgumentTypeError(
+        f"expected drops of a score from 0 up to 1 with commas between, such as 0.01 or 0,0.01,0.02; got {text!r}"
+    )
+    try:
+        values = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        raise wrong from None
+    if not all(0 <= value < 1 for value in values):
+        raise wrong
+    return values
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Return names with commas between."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected names with commas between, got {text!r}")
+    return found

@@ -13,6 +13,7 @@ from pathlib import Path
 import unified
 from unified import argument_types as types
 from unified.errors import InvalidSubmission, UnifiedError
+from unified.fuse_parsers import add_fuse, add_fuse_after_run, check_fuse_after_run, fuse_after_run
 from unified.queue_parsers import add_queue_commands
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_inspect(commands)
+    add_fuse(commands)
     add_queue_commands(commands)
     _add(
         commands,
@@ -103,12 +105,18 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     parser.add_argument("--dry-run", action="store_true", help="print order, slots, memory and shared data; train nothing")
     parser.add_argument("--json", action="store_true", help="print every event as a line of JSON, last the summary")
+    add_fuse_after_run(parser)
 
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "Say what a job folder holds and needs, or everything that is wrong with it."
     parser = _add(commands, "inspect", _inspect, summary, "example:\n  unified inspect jobs/lenet")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a job folder: job.json, the model, the data")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="a job folder: job.json, the model, the data; with --blocks also a .umodel"
+    )
+    parser.add_argument(
+        "--blocks", action="store_true", help="print the blocks that fusion would see: shapes, parameters, FLOPs, latency"
+    )
     parser.add_argument("--trust", action="store_true", help="accept model files that run their own code when loaded")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
@@ -137,13 +145,14 @@ def _add(
 def _run(options: argparse.Namespace) -> int:
     if options.out is None and not options.dry_run:
         options.parser.error("--out DIR is needed (or --dry-run, which trains nothing)")
+    check_fuse_after_run(options)
     from unified.nursery import Nursery
 
     # Its import of torch takes longest of all that a run does before it trains: it begins before our own imports.
     with closing(Nursery()) as nursery:
         from unified.run_command import RunOptions, run
 
-        return run(
+        code = run(
             RunOptions(
                 folders=tuple(options.folders),
                 out=options.out,
@@ -160,9 +169,14 @@ def _run(options: argparse.Namespace) -> int:
                 nursery=nursery,
             )
         )
+    return fuse_after_run(options, code)
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    if options.blocks:
+        from unified.fusing.blocks_command import inspect_blocks
+
+        return inspect_blocks(options.folder, trust=options.trust, as_json=options.json)
     from unified.inspect_command import inspect
 
     return inspect(options.folder, trust=options.trust, as_json=options.json)

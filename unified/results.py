@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unified.admission import DatasetRef
 from unified.errors import JobFailedError
 from unified.job_state import JobState
 from unified.ledger import JobRecord
@@ -132,8 +133,14 @@ def seal(record: JobRecord, returned: Returned, *, scheduler: str, device: str) 
         "sha256": returned.hashes,
         "versions": returned.versions,
         "job": spec.to_json(),
+        "datasets": {"train": _dataset(record.submission.train), "test": _dataset(record.submission.test)},
     }
     write_json(record.results / "result.json", finite(content))
+
+
+def _dataset(dataset: DatasetRef | None) -> dict[str, Any] | None:
+    """Return where a job's data was, as tensors, and what it held."""
+    return None if dataset is None else asdict(dataset) | {"path": str(dataset.path.resolve())}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -86,7 +86,7 @@ def run(options: RunOptions) -> int:
     log = EventLog(options.out / ".state" / "events.jsonl")
     view, listeners = _view(console, summary, as_json=options.as_json)
     try:
-        with _terminated_like_interrupted(), view, options.engine([summary, timeline, log, *listeners]) as engine:
+        with terminated_like_interrupted(), view, options.engine([summary, timeline, log, *listeners]) as engine:
             options.out.mkdir(parents=True, exist_ok=True)  # where that cannot be, no job is to blame
             engine.submit_folders(options.folders)
             for _ in engine.run():
@@ -104,7 +104,7 @@ def run(options: RunOptions) -> int:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def terminated_like_interrupted() -> Iterator[None]:
     """Let SIGTERM, a batch system's way to say stop, end the run as Ctrl-C does: with checkpoints."""
     if threading.current_thread() is not threading.main_thread():
         yield

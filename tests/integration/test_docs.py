@@ -77,10 +77,10 @@ def test_every_python_block_runs_and_prints_what_it_says(tmp_path):
     for document in DOCUMENTS:
         found = {kind: "".join(b.text for b in blocks(document) if b.language == kind) for kind in ("python", "output")}
         if found["python"]:
-            names.append(f"{document.stem}.py")
+            names.append(f"{document.stem}.txt")  # as fusion.py it would be imported for our package
             (tmp_path / names[-1]).write_text(found["python"])
             expected += [*without_numbers(found["output"]), f"-- end of {names[-1]}"]
-    assert {"README.py", "job.py", "reference.py", "extending.py"} <= set(names)
+    assert {"README.txt", "job.txt", "reference.txt", "extending.txt", "fusion.txt"} <= set(names)
     done = run_python("-c", RUNNER, *names, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert without_numbers(done.stdout) == expected
