@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from benchmarks import fusion_zoo_further as more
 from benchmarks import fusion_zoo_user as user
 
 Values = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -65,7 +66,7 @@ def zoo() -> list[ZooModel]:
 
 def user_models() -> list[ZooModel]:
     """Return the models that need torch alone."""
-    pictures, sequence, ids = images(32), floats(6, 6), tokens(6, vocabulary=user.VOCABULARY)
+    pictures, sequence, ids = images(32), floats(6, 6), tokens(6, vocabulary=more.VOCABULARY)
     core = {
         "functional_cnn": (user.FunctionalCnn, pictures),
         "top_skip": (user.TopSkip, pictures),
@@ -78,22 +79,22 @@ def user_models() -> list[ZooModel]:
         "encoder_layers": (user.EncoderLayers, pictures),
     }
     further = {
-        "gru": (user.GruTagger, ids),
-        "dict_output": (user.DictOutput, pictures),
-        "tied_weights": (user.TiedWeights, ids),
-        "masked_mean": (user.MaskedMean, tokens(6, vocabulary=user.VOCABULARY, with_mask=True)),
-        "einsum_attention": (user.EinsumAttention, sequence),
-        "conv_autoencoder": (user.ConvAutoencoder, pictures),
-        "unrolled_cell": (user.UnrolledCell, sequence),
-        "normed_residual": (user.NormedResidual, pictures),
-        "fourier_mixer": (user.FourierMixer, sequence),
-        "sound_net": (user.SoundNet, floats(1, 256)),
-        "soft_experts": (user.SoftExperts, floats(20)),
-        "video": (user.Video, floats(4, 3, 16, 16)),
+        "gru": (more.GruTagger, ids),
+        "dict_output": (more.DictOutput, pictures),
+        "tied_weights": (more.TiedWeights, ids),
+        "masked_mean": (more.MaskedMean, tokens(6, vocabulary=more.VOCABULARY, with_mask=True)),
+        "einsum_attention": (more.EinsumAttention, sequence),
+        "conv_autoencoder": (more.ConvAutoencoder, pictures),
+        "unrolled_cell": (more.UnrolledCell, sequence),
+        "normed_residual": (more.NormedResidual, pictures),
+        "fourier_mixer": (more.FourierMixer, sequence),
+        "sound_net": (more.SoundNet, floats(1, 256)),
+        "soft_experts": (more.SoftExperts, floats(20)),
+        "video": (more.Video, floats(4, 3, 16, 16)),
     }
     two = {
-        "several_inputs": (user.SeveralInputs, named(image=(3, 32, 32), facts=(5,)), "image"),
-        "siamese": (user.Siamese, pair(3, 32, 32), 0),
+        "several_inputs": (more.SeveralInputs, named(image=(3, 32, 32), facts=(5,)), "image"),
+        "siamese": (more.Siamese, pair(3, 32, 32), 0),
     }
     branching = {"branch_on_value": user.BranchOnValue, "branch_on_item": user.BranchOnItem}
     return [
@@ -107,8 +108,8 @@ def user_models() -> list[ZooModel]:
 _BRANCHES = r"forward branches on a tensor value at \S*fusion_zoo_user\.py:\d+"
 
 
-def _user(name: str, kind: Callable[[], nn.Module], inputs: MakeInputs, **more: Any) -> ZooModel:
-    return ZooModel(name=name, family="user", build=seeded(kind, inputs), inputs=inputs, **more)
+def _user(name: str, kind: Callable[[], nn.Module], inputs: MakeInputs, **fields: Any) -> ZooModel:
+    return ZooModel(name=name, family="user", build=seeded(kind, inputs), inputs=inputs, **fields)
 
 
 def seeded(make: Callable[[], nn.Module], inputs: MakeInputs) -> Callable[[], nn.Module]:
