@@ -48,7 +48,8 @@ class Config:
         lr: Learning rate of Adam; None takes the smallest rate that the models were trained with, or 1e-3.
         adapter_lr_factor: The rate of new adapters over ``lr``.
         cohort: How many candidates are trained side by side.
-        screen: How many are proposed and looked at before the most promising ``cohort`` of them are trained; with ``rungs`` only.
+        screen: How many are proposed and looked at before the most promising ``cohort`` of them are trained, if there are
+            ``rungs``.
         num_pairs: Mutations of one pass of the annealing and the random policy; None draws from 1 to the number of tasks.
         latency_batch: Samples per forward pass whose latency is measured.
         adapter_start: ``least-squares`` or ``random``.

@@ -41,6 +41,7 @@ from fusion.search.tasks import Task
 from fusion.search.training import CoTrain, train_one_by_one
 from fusion.search.trial import Base, Batches, make_trial
 
+MAX_UNMADE = 8
 Progress = Callable[[Event], None]
 
 _SHARES_MORE = "shares more than a candidate that failed"
@@ -130,6 +131,7 @@ class _Search:
 
     def _end(self) -> str | None:
         config, state = self.setting.config, self.state
+        _check_some_can_be_made(state.records)
         if state.num_candidates >= config.candidates:
             return f"{state.num_candidates} candidates were judged"
         if config.stall is not None and state.since_improved >= config.stall:
@@ -243,6 +245,15 @@ class _Search:
                 seconds=self.elapsed(),
                 best={threshold: original / point.cost for threshold, point in self.state.front.best.items()},
             )
+        )
+
+
+def _check_some_can_be_made(records: list[dict[str, Any]]) -> None:
+    """Refuse to go on where no candidate could be made: one that cannot is bad luck, all of them are not."""
+    if len(records) >= MAX_UNMADE and all(record["status"] == "failed" and not record["checks"] for record in records):
+        raise FusionError(
+            f"none of the first {len(records)} candidates could be made; the first: {records[0]['why']}; "
+            "this is a fault of ours or of a model's blocks, please report it"
         )
 
 

@@ -77,10 +77,7 @@ def features_of(graph: Graph, cost_share: float, dissimilarity: Mapping[tuple[Bl
     for block, edge in graph.edges:
         for task in served[block]:
             kept[task] += 1
-        if edge.source is None:
-            used = BlockId(block.task, 0)
-        else:
-            used = BlockId(edge.source.task, edge.source.op + 1)
+        used = BlockId(block.task, 0) if edge.source is None else BlockId(edge.source.task, edge.source.op + 1)
         if used != block:
             strange = dissimilarity.get((used, block), 1.0)
             for task in served[block]:
