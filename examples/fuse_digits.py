@@ -63,7 +63,7 @@ if __name__ == "__main__":
     for name, (width, depth) in {"digit": (16, 4), "parity": (16, 4), "large": (12, 3)}.items():
         write_job(root / "jobs" / name, name, network(width, depth, sizes[name]))
     code = unified_command(
-        ["run", str(root / "jobs"), "--out", str(root / "results"), "--fuse", "--max-drop", "0.03", "--fuse-candidates", "15"]
+        ["run", str(root / "jobs"), "--out", str(root / "results"), "--fuse", "--max-drop", "0.03", "--fuse-candidates", "8"]
     )
     if code == 0:
         fused = unified.load_umodel(root / "results" / "fused" / "model.umodel").eval()

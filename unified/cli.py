@@ -13,7 +13,7 @@ from pathlib import Path
 import unified
 from unified import argument_types as types
 from unified.errors import InvalidSubmission, UnifiedError
-from unified.fuse_parsers import add_fuse, add_fuse_after_run, check_fuse_after_run, fuse_after_run
+from unified.fuse_parsers import add_fuse, add_fuse_after_run, check_fuse_after_run, check_jobs_before_run, fuse_after_run
 from unified.queue_parsers import add_queue_commands
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -146,6 +146,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.out is None and not options.dry_run:
         options.parser.error("--out DIR is needed (or --dry-run, which trains nothing)")
     check_fuse_after_run(options)
+    check_jobs_before_run(options)
     from unified.nursery import Nursery
 
     # Its import of torch takes longest of all that a run does before it trains: it begins before our own imports.

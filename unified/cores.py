@@ -51,7 +51,8 @@ def _team(num_threads: int) -> list[int]:
     """Let OpenMP make its threads and return them: those that appear with a parallel operation, or were made by one before."""
     before = _threads()
     torch.ones(num_threads << 16).add_(1)
-    _TEAM.extend(thread for thread in _threads() if thread not in before)
+    there = _threads()  # a team that became smaller has lost some
+    _TEAM[:] = [thread for thread in _TEAM if thread in there] + [thread for thread in there if thread not in before]
     return _TEAM[: num_threads - 1]
 
 

@@ -101,7 +101,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--batch-size", type=types.positive, metavar="N", help="samples of a training step")
     how.add_argument("--seed", type=types.whole, default=0, metavar="N", help="of all random numbers (default 0)")
     how.add_argument("--device", default="auto", metavar="auto|cpu|cuda:0", help="where to train and measure (default auto)")
-    how.add_argument("--threads", type=types.positive, metavar="T", help="CPU threads (default: PyTorch's own number)")
+    how.add_argument("--threads", type=types.positive, metavar="T", help="CPU threads (default: as many as are fastest here)")
 
 
 def _add_effort(parser: argparse.ArgumentParser) -> None:
@@ -136,6 +136,14 @@ def check_fuse_after_run(options: argparse.Namespace) -> None:
     given = [name for name in ("max_drop", "fuse_seconds", "fuse_candidates") if getattr(options, name) is not None]
     if given and not options.fuse:
         options.parser.error(f"--{given[0].replace('_', '-')} has no effect without --fuse")
+
+
+def check_jobs_before_run(options: argparse.Namespace) -> None:
+    """Refuse jobs whose results would lie where ``--fuse`` puts what it makes of them, before they are trained."""
+    if options.fuse:
+        from unified.fusing.naming import check_names
+
+        check_names(options.folders)
 
 
 def fuse_after_run(options: argparse.Namespace, code: int) -> int:

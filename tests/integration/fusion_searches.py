@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ ROUND = torch.tensor([0, 3, 6, 8, 9])
 def network(num_classes: int, width: int = 20, depth: int = 4) -> nn.Sequential:
     """Linear layers of one width."""
     sizes = [64, *[width] * (depth - 1)]
-    layers = [part for before, after in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(before, after), nn.ReLU())]
+    layers = [part for before, after in pairwise(sizes) for part in (nn.Linear(before, after), nn.ReLU())]
     return nn.Sequential(*layers, nn.Linear(width, num_classes))
 
 
@@ -71,7 +72,7 @@ def data(names: Sequence[str] = ("digit", "parity"), *, has_test: bool = True) -
     ends = (0, NUM_TRAIN, NUM_TRAIN + NUM_VALIDATION, NUM_TRAIN + NUM_VALIDATION + NUM_TEST)
     train, validation, test = (
         Part(inputs=images[begin:end], labels={name: labels[name][begin:end] for name in names})
-        for begin, end in zip(ends, ends[1:], strict=False)
+        for begin, end in pairwise(ends)
     )
     return FusionData(train=train, validation=validation, test=SealedPart(test) if has_test else None)
 

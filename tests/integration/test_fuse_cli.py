@@ -16,6 +16,8 @@ import unified
 from tests.integration.command_line import PATIENCE_SECONDS, environment, lines_until, start_unified
 from tests.integration.fused_results import NUM_TEST, NUM_TRAIN, images_and_labels, write_result, write_results
 from unified.cli import main
+from unified.fusing.gathering import gather
+from unified.fusing.sources import read_results
 
 #: Costs in FLOPs are the same on every machine and in every run, so the whole search is.
 QUICK = ("--max-drop", "0.1", "--metric", "flops", "--candidates", "4", "--epochs", "2", "--batch-size", "32", "--threads", "1")
@@ -60,8 +62,9 @@ def accuracy(answers: torch.Tensor, labels: torch.Tensor) -> float:
 def test_what_comes_out_runs_with_torch_alone_within_its_drop(two, results):
     out, done = two
     assert done.returncode == 0, done.stderr
-    images, labels = images_and_labels()
-    torch.save(images[NUM_TRAIN:], out / "images.pt")
+    held_out = gather(read_results([results], ("digit", "parity")), None, seed=0).test
+    images, labels = held_out.inputs, held_out.labels
+    torch.save(images, out / "images.pt")
     subprocess.run([sys.executable, "-c", WITH_TORCH_ALONE, str(out)], check=True, cwd=out, timeout=PATIENCE_SECONDS)
     answers = torch.load(out / "answers.pt")
     assert list(answers) == ["digit", "parity"]
@@ -69,10 +72,10 @@ def test_what_comes_out_runs_with_torch_alone_within_its_drop(two, results):
     assert best["candidate"] > 0
     assert best["flops"] < report_of(out)["original"]["flops"]
     for task in best["tasks"]:
-        name, expected = task["task"], labels[task["task"]][NUM_TRAIN:]
+        name, expected = task["task"], labels[task["task"]]
         with torch.no_grad():
-            teacher = unified.load_umodel(results / name / "model.umodel").eval()(images[NUM_TRAIN:])
-        assert len(answers[name]) == NUM_TEST
+            teacher = unified.load_umodel(results / name / "model.umodel").eval()(images)
+        assert len(answers[name]) == NUM_TEST // 2  # the other half judged candidates
         assert task["test_after"] == pytest.approx(accuracy(answers[name], expected))
         assert task["test_before"] == pytest.approx(accuracy(teacher, expected))
         assert accuracy(teacher, expected) - accuracy(answers[name], expected) <= 0.1 + 1e-6
@@ -96,6 +99,7 @@ def test_plain_lines_tell_of_every_candidate_and_end_with_tables(two):
     assert [f"candidate {number} " in done.stdout for number in range(1, 5)] == [True] * 4
     table = done.stdout[done.stdout.index("\ndrop allowed") :]
     assert "digit (" in table
+    assert " with 1 CPU thread\n" in done.stdout
     assert done.stdout.endswith(f"the fused model and report.html are in {out}\n")
     assert "<svg" in (out / "report.html").read_text()
 
@@ -119,6 +123,21 @@ def test_a_killed_search_goes_on_to_the_same_model(two, results, tmp_path, capsy
     keys = ("number", "key", "status", "checks")
     mine, theirs = ([{key: row[key] for key in keys} for row in report_of(at)["candidates"]] for at in (out, two[0]))
     assert mine == theirs
+
+
+def test_without_threads_the_number_is_measured_and_kept_on_resuming(results, tmp_path, capsys):
+    before = torch.get_num_threads()
+    arguments = ["fuse", str(results), "--tasks", "digit,parity", "--out", str(tmp_path / "out"), *QUICK[:-2], "--json"]
+    assert main(arguments) == 0
+    table = tmp_path / "out" / "search" / "table.json"
+    content = json.loads(table.read_text())
+    number = json.loads(capsys.readouterr().out.splitlines()[-1])["threads"]
+    assert number == content["conditions"]["num_threads"] == report_of(tmp_path / "out")["threads"]
+    content["conditions"]["num_threads"] = before + 1
+    table.write_text(json.dumps(content))
+    assert main([*arguments, "--resume"]) == 0  # costs of another number would be refused
+    assert report_of(tmp_path / "out")["threads"] == before + 1
+    assert torch.get_num_threads() == before
 
 
 def test_models_of_different_families_fuse_without_a_label_in_sight(results, tmp_path):
@@ -213,6 +232,16 @@ def test_options_of_fusing_need_fuse(capsys):
         main(["run", "jobs", "--out", "results", "--max-drop", "0.01"])
     assert caught.value.code == 2
     assert "--max-drop has no effect without --fuse" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["fused", "fused-2"])
+def test_a_job_called_as_the_fused_model_is_refused_before_it_is_trained(name, tmp_path, capsys):
+    (tmp_path / "jobs" / "some").mkdir(parents=True)
+    (tmp_path / "jobs" / "some" / "job.json").write_text(json.dumps({"name": name}))
+    (line,) = lines_of(capsys, "run", tmp_path / "jobs", "--out", tmp_path / "results", "--fuse")
+    assert f"job {name!r}" in line
+    assert "rename the job" in line
+    assert not (tmp_path / "results").exists()
 
 
 # ---- the whole journey

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,22 @@ def test_inputs_by_name_fuse_without_labels(tmp_path):
     fusion = unified.fuse(models, data, max_drop=0.9, out=tmp_path / "out", **QUICK)
     (entry,) = fusion.report.best.values()
     assert {task.kind for task in entry.tasks} == {"agreement"}
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["threads"] == torch.get_num_threads()  # left alone
     few = {name: tensor[:3] for name, tensor in data.items()}
     archive = unified.load_umodel(tmp_path / "out" / "model.umodel").eval()
     with torch.no_grad():
         mine, theirs = fusion.module(**few), archive(**few)
     assert all(torch.equal(mine[task]["logits"], theirs[task]["logits"]) for task in models)
     assert {"model.pt2", "report.json", "report.html", "tree.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_given_threads_are_used_and_those_of_before_come_back(tmp_path):
+    before = torch.get_num_threads()
+    models = {"sign": network(2), "size": network(1, seed=1)}
+    settings = QUICK | {"max_candidates": 1}
+    unified.fuse(models, INPUTS, max_drop=0.9, out=tmp_path, threads=before + 1, **settings)
+    assert json.loads((tmp_path / "report.json").read_text())["threads"] == before + 1
+    assert torch.get_num_threads() == before
 
 
 @pytest.fixture(scope="module")

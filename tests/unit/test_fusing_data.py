@@ -117,6 +117,53 @@ def test_a_given_validation_part_is_kept():
     assert contents(parts.train) == [*range(19)]
 
 
+def test_half_of_the_test_samples_judge_and_all_training_samples_teach():
+    train = join([rows_of([*range(60)], "a"), rows_of([*range(60)], "b")])
+    test = join([rows_of([*range(100, 140), 100, 101], "a"), rows_of([*range(120, 160)], "b")])
+    parts = part(train, None, test, seed=0)
+    assert contents(parts.train) == [*range(60)]
+    assert sorted(contents(parts.validation) + contents(parts.test)) == contents(test)
+    assert not set(contents(parts.validation)) & set(contents(parts.test))  # equal ones together
+    for rows in (parts.validation, parts.test):  # 20 samples each for a alone, for both and for b alone
+        assert sorted(rows.patterns()).count(3) == 10
+        assert len(set(contents(rows))) == 30
+    again, other = (part(train, None, test, seed=seed) for seed in (0, 1))
+    assert contents(again.validation) == contents(parts.validation) != contents(other.validation)
+    assert parts.notes == ()
+
+
+def test_test_samples_without_labels_are_halved_too():
+    bare = [make_rows(torch.arange(start, start + 40.0).reshape(-1, 1), {}) for start in (0, 100)]
+    parts = part(bare[0], None, bare[1], seed=0)
+    assert [len(rows) for rows in (parts.train, parts.validation, parts.test)] == [40, 20, 20]
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(19, (32, 8, 19)), (20, (40, 10, 10))])
+def test_few_test_samples_are_all_held_out(count, sizes):
+    parts = part(rows_of([*range(40)], "a"), None, rows_of([*range(100, 100 + count)], "a"), seed=0)
+    assert tuple(len(rows) for rows in (parts.train, parts.validation, parts.test)) == sizes
+
+
+def test_a_task_with_few_test_samples_is_judged_on_training_samples_that_judge_no_other():
+    train = join([rows_of([*range(50)], "a"), rows_of([*range(50)], "b"), rows_of([*range(50)], "c")])
+    test = join([rows_of([*range(100, 140)], "a"), rows_of([*range(130, 145)], "b")])
+    parts = part(train, None, test, seed=0)
+    counts = {
+        task: [int(has_label(rows.labels[task]).sum()) for rows in (parts.train, parts.validation, parts.test)]
+        for task in ("a", "b", "c")
+    }
+    assert counts == {"a": [32, 15, 25], "b": [32, 8, 15], "c": [32, 8, 10]}  # 10 of 130 … 139 are kept for b
+    assert len(parts.train) + len(parts.validation) + len(parts.test) == 50 + 45
+
+
+def test_samples_of_an_untested_task_that_are_tested_by_another_stay_there():
+    parts = part(
+        join([rows_of([*range(30)], "a"), rows_of([*range(50, 60)], "b")]), None, rows_of([*range(40, 80)], "a"), seed=0
+    )
+    assert contents(parts.train) == [*range(30)]
+    assert len(parts.validation) == len(parts.test) == 20
+
+
 def test_parts_are_those_of_the_seed():
     rows = rows_of([*range(60)], "a")
     first, again, other = (part(rows, None, None, seed=seed) for seed in (1, 1, 2))

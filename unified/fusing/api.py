@@ -13,6 +13,7 @@ from fusion.graph.errors import FusionError
 from fusion.search.config import Config, preset
 from fusion.search.progress import Event
 from fusion.search.tasks import Task
+from unified.cores import use_threads
 from unified.device import parse_device
 from unified.errors import UnifiedError
 from unified.fusing.data_files import from_objects, read_data
@@ -21,6 +22,7 @@ from unified.fusing.rows import Rows
 from unified.fusing.session import Fusion, examples_of, fuse_jobs, fuse_tasks
 from unified.fusing.sources import read_results
 from unified.fusing.tasks import output_key
+from unified.fusing.threads import threads_kept
 
 
 def fuse(  # noqa: PLR0913 - all but two by name
@@ -31,6 +33,7 @@ def fuse(  # noqa: PLR0913 - all but two by name
     out: str | Path | None = None,
     scores: Mapping[str, Callable[[Tensor, Tensor], Any]] | None = None,
     device: str = "auto",
+    threads: int | None = None,
     trust: bool = False,
     progress: Callable[[Event], None] | None = None,
     **settings: Any,
@@ -51,6 +54,7 @@ def fuse(  # noqa: PLR0913 - all but two by name
         scores: By task a function of (output, labels), higher is better; by default accuracy where labels are whole numbers,
             a job's own first metric, and else agreement with the model.
         device: ``"auto"``, ``"cpu"`` or ``"cuda:0"``: where to train and measure.
+        threads: On a CPU, as many while this lasts; None: as many as PyTorch uses now.
         trust: Accept results whose model runs code when it is loaded.
         progress: Called with events of :mod:`fusion.search.progress`.
         **settings: Of the search, see :class:`fusion.search.config.Config`: ``budget_seconds``, ``max_candidates``,
@@ -73,18 +77,32 @@ def fuse(  # noqa: PLR0913 - all but two by name
         {'age': (5, 3), 'mood': (5, 2)}
     """
     config = make_config(max_drop, out, settings)
-    if not isinstance(models, Mapping):
+    with threads_kept():
+        if threads is not None:
+            use_threads(threads)
+        if isinstance(models, Mapping):
+            return _fuse_modules(models, data, config, scores=scores or {}, device=device, progress=progress)
         folders = [models] if isinstance(models, str | Path) else list(models)
         jobs = read_results([Path(folder) for folder in folders])
         given = None if data is None else _given(data, tuple(job.name for job in jobs))
         return fuse_jobs(jobs, given, config, device=device, trust=trust, progress=progress)
+
+
+def _fuse_modules(
+    models: Mapping[str, nn.Module],
+    data: Any,
+    config: Config,
+    *,
+    scores: Mapping[str, Callable[[Tensor, Tensor], Any]],
+    device: str,
+    progress: Callable[[Event], None] | None,
+) -> Fusion:
     if data is None:
         raise UnifiedError("modules say nothing of their data: give samples of their input as data; labels are not needed")
     given = _given(data, tuple(models))
     parts = part(given["train"], given.get("validation"), given.get("test"), seed=config.seed)
     where = torch.device(parse_device(device)[0])
-    tasks = _tasks(models, parts, scores or {})
-    return fuse_tasks(tasks, parts, config, device=where, progress=progress)
+    return fuse_tasks(_tasks(models, parts, scores), parts, config, device=where, progress=progress)
 
 
 def make_config(max_drop: float | Sequence[float], out: str | Path | None, settings: Mapping[str, Any]) -> Config:

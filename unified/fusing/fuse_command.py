@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,15 @@ from rich.console import Console
 
 from fusion.graph.errors import FusionError
 from fusion.search.config import Config, preset
+from fusion.search.tasks import Task
+from unified.cores import use_threads
 from unified.errors import UnifiedError
 from unified.fusing.data_files import read_data
 from unified.fusing.fuse_tables import end_lines, end_table
-from unified.fusing.session import Fusion, fuse_jobs
+from unified.fusing.parting import Parts
+from unified.fusing.session import Fusion, first_rows, fuse_jobs
 from unified.fusing.sources import FinishedJob, read_results
+from unified.fusing.threads import choose_threads, recorded_threads, threads_kept
 from unified.fusing.views import FuseJsonLines, FuseLive, FusePlainLines, Listener
 from unified.fusing.writing import SEARCH, forget
 from unified.listeners import json_line
@@ -102,9 +107,8 @@ def fuse_and_show(jobs: list[FinishedJob], options: FuseOptions) -> int:
     try:
         with terminated_like_interrupted():
             make_room(options)
-            if options.threads is not None:
-                torch.set_num_threads(options.threads)
-            with _view(console, config, as_json=options.as_json) as tell:
+            with threads_kept(), _view(console, config, as_json=options.as_json) as tell:
+                prepare = _set_threads(options, config)
                 given = None if options.data is None else read_data(options.data, tuple(job.name for job in jobs))
                 fusion = fuse_jobs(
                     jobs,
@@ -114,12 +118,34 @@ def fuse_and_show(jobs: list[FinishedJob], options: FuseOptions) -> int:
                     trust=options.trust,
                     onnx=options.onnx,
                     progress=tell,
+                    prepare=prepare,
                 )
+                num_threads = torch.get_num_threads()
     except KeyboardInterrupt:
         _say_how_to_resume(options)
         return EXIT_INTERRUPTED
-    _report_end(fusion, options, console)
+    _report_end(fusion, options, console, num_threads)
     return EXIT_DONE
+
+
+def _set_threads(options: FuseOptions, config: Config) -> Callable[[Sequence[Task], Parts, torch.device], None] | None:
+    """Use the threads that were asked for, or those of the search that is gone on with; else return what chooses them."""
+    asked = options.threads
+    if asked is None and options.resume:
+        asked = recorded_threads(options.out / SEARCH)  # others round otherwise, and decisions would not replay
+    if asked is not None:
+        use_threads(asked, None if options.threads else 0)
+        return None
+    most = torch.get_num_threads()
+    use_threads(1)  # helper threads are made only when they get cores of their own
+
+    def choose(tasks: Sequence[Task], parts: Parts, device: torch.device) -> None:
+        if device.type != "cpu" or not len(parts.train):
+            use_threads(most)
+        else:
+            choose_threads([task.model for task in tasks], first_rows(parts, config.batch_size), config.batch_size, most=most)
+
+    return choose
 
 
 def make_room(options: FuseOptions) -> None:
@@ -149,14 +175,14 @@ def _view(console: Console, config: Config, *, as_json: bool) -> AbstractContext
     return FuseLive(console, str(config.metric), num_candidates=limit, budget_seconds=config.budget_seconds)
 
 
-def _report_end(fusion: Fusion, options: FuseOptions, console: Console) -> None:
+def _report_end(fusion: Fusion, options: FuseOptions, console: Console, num_threads: int) -> None:
     write = line_writer(sys.stdout)
     if options.as_json:
         notes = {"notes": [*fusion.report.notes, *fusion.notes]}
-        write(json_line(finite({"event": "Report", **fusion.report.to_json(), **notes})))
+        write(json_line(finite({"event": "Report", **fusion.report.to_json(), "threads": num_threads, **notes})))
         return
     show(console, end_table(fusion.report))
-    for line in end_lines(fusion, options.out):
+    for line in end_lines(fusion, options.out, num_threads):
         write(line)
 
 

@@ -32,7 +32,7 @@ def end_table(report: FusionReport) -> RenderableType:
     return Group(models, Text(), tasks)
 
 
-def end_lines(fusion: Fusion, out: Path) -> list[str]:
+def end_lines(fusion: Fusion, out: Path, num_threads: int) -> list[str]:
     """Return what is to be said below the table."""
     report = fusion.report
     lines = [f"note: {note}" for note in (*report.notes, *fusion.notes)]
@@ -46,7 +46,8 @@ def end_lines(fusion: Fusion, out: Path) -> list[str]:
             lines.append(f"within {value_text(entry.threshold)} on validation but not on held-out data: candidates {numbers}")
         if entry.is_within is None:
             lines.append(f"the drops of the model within {value_text(entry.threshold)} were not checked on held-out data")
-    lines.append(f"{report.why}: {plural(len(report.candidates), 'candidate')} in {seconds_text(report.seconds)}")
+    searched = f"{plural(len(report.candidates), 'candidate')} in {seconds_text(report.seconds)}"
+    lines.append(f"{report.why}: {searched} with {plural(num_threads, 'CPU thread')}")
     others = [path.name for path in folders(report, out).values() if path != out]
     also = f" (and in {', '.join(others)} of it)" if others else ""
     lines.append(f"the fused model and report.html are in {out}{also}")

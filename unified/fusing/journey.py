@@ -9,6 +9,7 @@ from pathlib import Path
 from unified.errors import InvalidSubmission, UnifiedError
 from unified.fusing.fuse_command import FuseOptions, fuse_and_show
 from unified.fusing.gathering import groups_of
+from unified.fusing.naming import fused_name
 from unified.fusing.sources import FinishedJob, named_apart, read_result, result_folders
 from unified.run_command import EXIT_DONE
 from unified.terminal import line_writer
@@ -50,7 +51,7 @@ def fuse_run(options: JourneyOptions) -> int:
             say(f"{group[0].name} is not fused: no other finished job takes the same input")
     problems: list[str] = []
     for number, group in enumerate(fused, start=1):
-        name = "fused" if len(fused) == 1 else f"fused-{number}"
+        name = fused_name(number, of=len(fused))
         say(f"fusing {', '.join(job.name for job in group)} into {options.run / name}")
         try:
             code = fuse_and_show(group, _fuse_options(options, group, options.run / name))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -89,6 +89,12 @@ def has_label(labels: Tensor) -> Tensor:
     """Return for each row whether it has a label, bool ``(rows,)``."""
     present = ~labels.isnan() if labels.is_floating_point() else labels != NO_CLASS
     return present.reshape(len(labels), -1).any(dim=1) if labels.ndim > 1 else present
+
+
+def without_labels(rows: Rows, tasks: Collection[str]) -> Rows:
+    """Return the rows as if they had no label of some tasks."""
+    labels = {task: _grown(values[:0], len(rows)) if task in tasks else values for task, values in rows.labels.items()}
+    return replace(rows, labels=labels)
 
 
 def map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:

@@ -47,7 +47,7 @@ class Fusion:
     notes: tuple[str, ...] = ()
 
 
-def fuse_jobs(
+def fuse_jobs(  # noqa: PLR0913 - all but three by name
     jobs: Sequence[FinishedJob],
     given: Mapping[str, Rows] | None,
     config: Config,
@@ -56,6 +56,7 @@ def fuse_jobs(
     trust: bool,
     onnx: bool = False,
     progress: Callable[[Event], None] | None = None,
+    prepare: Callable[[Sequence[Task], Parts, torch.device], None] | None = None,
 ) -> Fusion:
     """Fuse the models of finished jobs and write what comes out to ``config.out``.
 
@@ -67,6 +68,7 @@ def fuse_jobs(
         trust: Whether model files that run code when they are loaded are accepted.
         onnx: Write an ONNX file too.
         progress: Told what happens.
+        prepare: Called with the tasks, the data and the device before anything is measured.
 
     Raises:
         InvalidSubmission: With what is wrong with a model or its data.
@@ -75,6 +77,8 @@ def fuse_jobs(
     where = torch.device(parse_device(device)[0])
     parts = gather(jobs, given, seed=config.seed)
     tasks = [task_of(job, examples_of(parts), trust=trust) for job in jobs]
+    if prepare is not None:
+        prepare(tasks, parts, where)
     return fuse_tasks(tasks, parts, config, device=where, onnx=onnx, progress=progress)
 
 
@@ -101,4 +105,9 @@ def fuse_tasks(
 
 def examples_of(parts: Parts) -> Inputs:
     """Return a few samples' inputs."""
-    return parts.train.take(torch.arange(min(NUM_EXAMPLES, len(parts.train)))).inputs
+    return first_rows(parts, NUM_EXAMPLES)
+
+
+def first_rows(parts: Parts, count: int) -> Inputs:
+    """Return the inputs of the first training samples, at most ``count``."""
+    return parts.train.take(torch.arange(min(count, len(parts.train)))).inputs
