@@ -85,7 +85,9 @@ def _names(model: nn.Module | ExportedProgram, inputs: Inputs) -> tuple[str, ...
         return None
     names = tuple(inputs)
     if isinstance(model, ExportedProgram):
-        _, keywords = model.call_spec.in_spec.children()
+        spec = model.call_spec.in_spec
+        assert spec is not None, "torch.export records how it was called"
+        _, keywords = spec.children()
         order = tuple(keywords.context or ()) or tuple(model.graph_signature.user_inputs)
         if set(order) != set(names):
             raise CaptureError(f"the program takes the inputs {', '.join(map(str, order))}, got {', '.join(names)}")
