@@ -84,7 +84,9 @@ def run(
             "data": data.content,
             "settings": config.identity() | {f"task {task.name}": _judged_by(task) for task in tasks},
         }
-        history = stack.enter_context(History(folder, identity))
+        records = folder / "candidates.jsonl"
+        is_begun = records.exists() and records.stat().st_size > 0  # what ended before its first record binds nobody
+        history = stack.enter_context(History(folder, identity, fresh=not is_begun and not config.resume))
         if history.num_records and not config.resume:
             raise FusionError(f"{folder} holds an earlier search; go on with it (resume), or use a new path")
         began = time.perf_counter()

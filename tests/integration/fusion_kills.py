@@ -23,8 +23,8 @@ from fusion.search.hashing import hash_tensors
 from fusion.search.training import TrainOutcome, TrainUnit, train_one_by_one
 from tests.integration.fusion_searches import same_table, search, teacher
 
-NUM_CANDIDATES = 24
-MAX_KILLS = 4
+NUM_CANDIDATES = 18
+MAX_KILLS = 3
 
 
 class Points:

@@ -193,12 +193,18 @@ def test_a_glance_at_a_large_validation_part_decides_about_nobody_who_is_handed_
 
 
 def test_a_task_may_allow_less_than_the_threshold():
-    chosen = [Task(name="digit", model=teacher("digit"), max_drop=0.0, lr=5e-3), *tasks("parity")]
+    chosen = [*tasks("digit"), Task(name="parity", model=teacher("parity"), max_drop=0.0, lr=5e-3)]
+    free = search(tasks(), data(), thresholds=(0.3,), margin=0.0, policy="all-shared")
+    [candidate] = free.candidates
+    assert candidate["status"] == "accepted"
+    assert 0.0 < candidate["checks"][-1]["drops"]["parity"] <= 0.3
     given = data()
-    report = search(chosen, given, thresholds=(0.3,), margin=0.0)
+    report = search(chosen, given, thresholds=(0.3,), margin=0.0, policy="all-shared")
     assert_within(report.best[0.3], given, chosen)
-    free = search(tasks(), data(), thresholds=(0.3,), margin=0.0)
-    assert report.best[0.3].cost >= free.best[0.3].cost
+    [strict] = report.candidates
+    assert strict["checks"][: candidate["epochs"] + 1] == candidate["checks"]  # trained on from where it had been enough
+    assert strict["epochs"] > candidate["epochs"]
+    assert (strict["status"] == "accepted") == (min(check["drops"]["parity"] for check in strict["checks"]) <= 0.0)
 
 
 def permuted(model: nn.Sequential) -> nn.Sequential:
@@ -315,7 +321,14 @@ def test_an_output_that_cannot_be_written_and_wrong_data_are_refused_before_anyt
     with pytest.raises(FusionError, match="two parts are the same samples"):
         search(given=FusionData(train=good.train, validation=good.train), out=tmp_path / "out", progress=events.append)
     assert events == []
-    assert search(given=good, out=tmp_path / "out", max_candidates=1).candidates  # the folder was not taken by the refusal
+
+    def interrupt(_: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(given=good, out=tmp_path / "out", seed=7, progress=interrupt)
+    # neither the refusal nor what was broken off before its first candidate took the folder
+    assert search(given=good, out=tmp_path / "out", max_candidates=1).candidates
 
 
 def test_a_score_that_raises_for_a_candidate_is_that_candidates_failure():
@@ -435,7 +448,7 @@ def test_what_was_fused_can_be_fused_again():
 
 
 def test_an_audit_trains_what_would_have_been_ended_and_counts_mistakes():
-    report = search(variant="paper-pr", audit=True, max_candidates=12, rule_filter=True, epochs=5, thresholds=(0.05,))
+    report = search(variant="paper-pr", audit=True, max_candidates=10, epochs=5, thresholds=(0.05,))
     assert report.audit is not None
     assert all(record["status"] != "skipped" for record in report.candidates)
     ended = [record for record in report.candidates if record["given_up"] is not None]
@@ -449,7 +462,6 @@ def test_an_audit_trains_what_would_have_been_ended_and_counts_mistakes():
     full = search(audit=True, max_candidates=6)
     assert full.audit is not None
     assert any(why.startswith("others promised more") for why in full.audit["reasons"])
-    assert search(max_candidates=1).audit is None
 
 
 def test_the_rule_filter_leaves_out_what_shares_more_than_what_failed():
@@ -500,11 +512,11 @@ def test_a_search_that_is_killed_at_any_point_ends_with_the_very_same_models(tmp
     told = json.loads(done.stdout)
     whole = told.pop("whole")
     assert whole["kills"] == 0
-    assert len(whole["candidates"]) == 24
+    assert len(whole["candidates"]) == 18
     assert whole["weights"].keys() == {"0.0", "0.03"}
     for name, result in told.items():
         assert result["kills"] >= 2, name
         assert {key: result[key] for key in ("candidates", "graphs", "weights")} == {
             key: whole[key] for key in ("candidates", "graphs", "weights")
         }, name
-    assert sum(result["kills"] for result in told.values()) >= 5
+    assert sum(result["kills"] for result in told.values()) >= 4
