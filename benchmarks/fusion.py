@@ -1,10 +1,10 @@
 """Fusion against the paper's search and simple baselines; prints a line per target, writes FILE.json and FILE.png.
 
-``python -m benchmarks.fusion [ID …] [--quick] [--seeds 0 1 2] [--seconds N] [--data DIR] --out FILE.json``. On every task set and
-with every seed the models are trained once; then each contender searches with the same wall-clock budget, one after another in
-an order drawn by the seed, and all finalists are measured in turns in one process. Targets are those of the design: ``<id>
-<measure>=<value> target<op><number> PASS|FAIL|NOT-RUN``. Without an ID all are looked at, C1 to C7 on a few models only; named, on
-the whole zoo.
+``python -m benchmarks.fusion [ID …] [--quick] [--seeds 0 1 2] [--seconds N] [--data DIR] --out FILE.json``. On every task set
+and with every seed the models are trained once; then each contender searches with the same wall-clock budget, one after another
+in an order drawn by the seed, and all finalists are measured in turns in one process. Targets are those of the design: ``<id>
+<measure>=<value> target<op><number> PASS|FAIL|NOT-RUN``. Without an ID all are looked at, C1 to C7 on a few models only; named,
+on the whole zoo.
 """
 
 from __future__ import annotations
@@ -41,14 +41,15 @@ from benchmarks.fusion_jobs import (
 )
 from benchmarks.fusion_latency import MAX_ERROR, MIN_SPEARMAN
 from benchmarks.fusion_plot import draw
-from benchmarks.fusion_records import Contender, Unit
+from benchmarks.fusion_records import THRESHOLDS, Contender, Unit
 from benchmarks.fusion_runs import BASELINES, GUIDED, PAPER, REFERENCES, SETS, UnitPlan, config_of, run_unit
 from benchmarks.fusion_tables import print_units, summaries
 from benchmarks.fusion_tasks import SCALES
 from benchmarks.machine import describe_machine, git_commit, versions
 
-SECONDS = {"full": 40.0, "quick": 12.0, "tiny": 5.0}
+SECONDS = {"full": 32.0, "quick": 12.0, "tiny": 5.0}
 SEEDS = {"full": (0, 1, 2), "quick": (0,), "tiny": (0,)}
+DEFAULT_SETS = {"full": SETS, "quick": ("vgg", "mixed", "text"), "tiny": SETS}
 WORKERS = 2
 UNIFORM, MIXED = "vgg", HETEROGENEOUS
 
@@ -63,6 +64,7 @@ class Amounts:
         kills: Of searches, per seed.
         passes: Random mutation passes for each number of tasks.
         latency: Candidates whose latency is measured and predicted.
+        compared: Thresholds that the reference searches for on the sets other than that of T10.
     """
 
     starts: int
@@ -70,20 +72,24 @@ class Amounts:
     kills: int
     passes: int
     latency: LatencyPlan
+    compared: tuple[float, ...]
 
 
 AMOUNTS = {
     "full": Amounts(
         starts=12, audited=12, kills=4, passes=60,
-        latency=LatencyPlan(seed=0, width=8, batch_sizes=(1, 32), candidates=50, seconds=8.0),
+        latency=LatencyPlan(seed=0, width=8, batch_sizes=(1, 32), candidates=50, seconds=6.0),
+        compared=COMPARED,
     ),
     "quick": Amounts(
         starts=6, audited=6, kills=3, passes=20,
         latency=LatencyPlan(seed=0, width=8, batch_sizes=(1,), candidates=20, seconds=2.0),
+        compared=COMPARED[:1],
     ),
     "tiny": Amounts(
         starts=2, audited=3, kills=1, passes=3,
         latency=LatencyPlan(seed=0, width=4, batch_sizes=(1,), candidates=4, seconds=0.4),
+        compared=COMPARED[:1],
     ),
 }  # fmt: skip
 
@@ -101,6 +107,7 @@ class Settings:
         sets: Task sets out of :data:`~benchmarks.fusion_runs.SETS`.
         threads: Of PyTorch, in every process.
         workers: Sets and seeds that are run side by side, each in a process with cores of its own.
+        samples: Of the training part, that searches see; None: all.
         data: Folder of real data, or None for made-up data.
         out: The JSON file; the plot goes beside it.
     """
@@ -113,6 +120,7 @@ class Settings:
     sets: tuple[str, ...]
     threads: int
     workers: int
+    samples: int | None
     data: Path | None
     out: Path
 
@@ -130,10 +138,11 @@ def read_settings(argv: Sequence[str] | None) -> Settings:
     parser.add_argument("--quick", action="store_true", help="fewer samples, 12 s a search, one seed: under 4 minutes")
     parser.add_argument("--scale", choices=tuple(SECONDS), help="instead of --quick")
     parser.add_argument("--seeds", type=int, nargs="+", help="of models and searches (default: 0 1 2)")
-    parser.add_argument("--seconds", type=float, help="budget of each search (default: 40)")
+    parser.add_argument("--seconds", type=float, help="budget of each search (default: 32)")
     parser.add_argument("--set", action="append", choices=SETS, help="only this task set; may be given again")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, in every process")
     parser.add_argument("--workers", type=int, help=f"sets and seeds side by side (default: {WORKERS}, if there are the cores)")
+    parser.add_argument("--samples", type=int, help="of the training part, that searches see (default: all)")
     parser.add_argument("--data", type=Path, help="folder of real data; default: $UNIFIED_DATA, else made-up data")
     options = parser.parse_args(argv)
     unknown = [name for name in options.ids if name not in IDS]
@@ -148,9 +157,10 @@ def read_settings(argv: Sequence[str] | None) -> Settings:
         scale=scale,
         seeds=tuple(options.seeds or SEEDS[scale]),
         seconds=options.seconds or SECONDS[scale],
-        sets=tuple(name for name in SETS if not options.set or name in options.set),
+        sets=tuple(name for name in SETS if name in (options.set or DEFAULT_SETS[scale])),
         threads=options.threads,
         workers=options.workers or max(1, min(WORKERS, cores // options.threads)),
+        samples=options.samples,
         data=Path(named_data).resolve() if named_data else None,
         out=options.out,
     )
@@ -168,6 +178,8 @@ def run(settings: Settings, console: Console) -> None:
         console.print(f"{told['seconds']:.0f} s: {job.title}", highlight=False)
     found.units.sort(key=lambda unit: (settings.sets.index(unit.set), unit.seed))
     print_units(found.units, console)
+    for failure in found.failures:
+        console.print(failure, markup=False)
     for target in targets(settings, found):
         print(target.line)
     draw(found.units, settings.seconds, settings.out.with_suffix(".png"))
@@ -203,10 +215,10 @@ def _unit_plan(settings: Settings, name: str, seed: int) -> UnitPlan:
     wanted = set(settings.ids)
     is_compared = bool(wanted & {"T1", "T2", "T3"}) or ("T4" in wanted and name == MIXED)
     contenders: list[Contender] = []
-    if is_compared or ("T10" in wanted and name == UNIFORM):
-        contenders += [GUIDED, *(each for each in REFERENCES if each.thresholds[0] in COMPARED)]
-    if "T10" in wanted and name == UNIFORM:
-        contenders += [each for each in REFERENCES if each.thresholds[0] not in COMPARED]
+    is_front = "T10" in wanted and name == UNIFORM
+    if is_compared or is_front:
+        thresholds = THRESHOLDS if is_front else COMPARED if name == UNIFORM else AMOUNTS[settings.scale].compared
+        contenders += [GUIDED, *(each for each in REFERENCES if each.thresholds[0] in thresholds)]
     if "T2" in wanted and name == UNIFORM:
         contenders.append(PAPER)
     if "T1" in wanted:
@@ -216,6 +228,7 @@ def _unit_plan(settings: Settings, name: str, seed: int) -> UnitPlan:
         seed=seed,
         scale=settings.scale,
         seconds=settings.seconds,
+        samples=settings.samples,
         contenders=tuple(contenders),
         num_starts=AMOUNTS[settings.scale].starts if "T4" in wanted and name == MIXED else 0,
         data=settings.data,
@@ -245,7 +258,8 @@ def command_line(settings: Settings) -> str:
     parts = ["python -m benchmarks.fusion", *(settings.ids if settings.is_named else ())]
     parts += [f"--scale {settings.scale}", f"--seconds {settings.seconds:g}"]
     parts += [f"--threads {settings.threads}", f"--workers {settings.workers}"]
-    parts += [f"--set {name}" for name in settings.sets if settings.sets != SETS]
+    parts += [f"--set {name}" for name in settings.sets if settings.sets != DEFAULT_SETS[settings.scale]]
+    parts += [f"--samples {settings.samples}"] if settings.samples else []
     parts += ["--data $UNIFIED_DATA"] if settings.data is not None else []
     seeds = " ".join(map(str, settings.seeds))
     return " ".join([*parts, f"--seeds {seeds}", f"--out {settings.out.name}"])
@@ -253,7 +267,7 @@ def command_line(settings: Settings) -> str:
 
 def _report(settings: Settings, found: Findings) -> dict[str, Any]:
     plans = [job.argument for job in jobs_of(settings) if isinstance(job.argument, UnitPlan)]
-    contenders = {contender: plans[0] for contender in plans[0].contenders} if plans else {}
+    searches = {contender: plan for plan in reversed(plans) for contender in plan.contenders}
     return {
         "command": command_line(settings),
         "git_commit": git_commit(),
@@ -268,10 +282,10 @@ def _report(settings: Settings, found: Findings) -> dict[str, Any]:
             "sets": settings.sets,
             "threads": settings.threads,
             "workers": settings.workers,
+            "samples": settings.samples,
             "has_real_data": settings.data is not None,
             "searches": {
-                contender.title: config_of(plan, contender, has_labels=True).identity()
-                for contender, plan in contenders.items()
+                contender.title: config_of(plan, contender, has_labels=True).identity() for contender, plan in searches.items()
             },
         },
         "targets": [asdict(target) | {"verdict": target.verdict} for target in targets(settings, found)],
@@ -280,6 +294,7 @@ def _report(settings: Settings, found: Findings) -> dict[str, Any]:
         "audits": [asdict(audit) for audit in found.audits],
         "passes": [asdict(each) for each in found.passes],
         "kills": [asdict(kill) for kill in found.kills],
+        "failures": found.failures,
         "latency": found.latency,
         "coverage": asdict(found.coverage) if found.coverage is not NOT_COVERED else None,
     }

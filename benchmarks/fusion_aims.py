@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import geometric_mean, median
 
 from benchmarks.fusion_coverage_targets import Target
 from benchmarks.fusion_records import THRESHOLDS, Audit, Kill, Passes, Search, Start, Unit
@@ -57,6 +57,11 @@ class Duel:
         return end.seconds if end.number else self.theirs.seconds
 
     @property
+    def is_telling(self) -> bool:
+        """Whether one of them found anything."""
+        return any(search.end(self.threshold).number for search in (self.ours, self.theirs))
+
+    @property
     def own_ratio(self) -> float:
         """Our seconds to their final speedup over theirs."""
         return self.our_seconds / self.their_seconds
@@ -104,7 +109,8 @@ def time_aims(units: Sequence[Unit]) -> list[Target]:
 
 def training_aims(units: Sequence[Unit]) -> list[Target]:
     """Return T3."""
-    value = _median(duels(units, REFERENCE), lambda duel: duel.fully_trained_ratio)
+    telling = [duel for duel in duels(units, REFERENCE) if duel.is_telling]
+    value = _median(telling, lambda duel: duel.fully_trained_ratio)
     return [Target(id="T3", measure="fully_trained_ratio", value=value, op="<=", bound=1 / 5)]
 
 
@@ -180,13 +186,15 @@ def front_aims(units: Sequence[Unit]) -> list[Target]:
         name = f"front_ratio_{100 * threshold:g}"
         found.append(Target(id="T10", measure=name, value=value, op=">=", bound=1))
     for name, count in (("to_three", len(THRESHOLDS)), ("to_one", 1)):
-        ratios = [
-            max(duel.our_seconds for duel in three) / (sum(duel.theirs.seconds for duel in three) * count / len(THRESHOLDS))
-            for three in whole
-        ]
+        ratios = [_front_seconds(three) / (sum(duel.theirs.seconds for duel in three) * count / len(three)) for three in whole]
         value = median(ratios) if ratios else None
         found.append(Target(id="T10", measure=f"seconds_ratio_{name}", value=value, op="<=", bound=1 / 3))
     return found
+
+
+def _front_seconds(three: Sequence[Duel]) -> float:
+    """Return after how many seconds our front was as good as three models; the models side by side are there at once."""
+    return max(duel.our_seconds if duel.theirs.end(duel.threshold).number else 0.0 for duel in three)
 
 
 def published_aims() -> list[Target]:
@@ -205,7 +213,7 @@ def latency_aims(found: dict[str, float] | None, *, max_error: float, min_spearm
 
 
 def _compared(name: str, suffix: str, found: Sequence[Duel]) -> Iterator[Target]:
-    mean = fmean(duel.speedup_ratio for duel in found) if found else None
+    mean = geometric_mean(duel.speedup_ratio for duel in found) if found else None
     below = len({(duel.unit.set, duel.unit.seed) for duel in found if duel.speedup_ratio < 1 - TIE}) if found else None
     yield Target(id=name, measure=f"speedup_ratio_mean{suffix}", value=mean, op=">=", bound=1.15)
     yield Target(id=name, measure=f"seeds_below_reference{suffix}", value=below, op="<=", bound=0)
@@ -219,8 +227,9 @@ def _over(name: str, units: Sequence[Unit]) -> Target:
 
 
 def _times(name: str, reference: str, found: Sequence[Duel], bound: float) -> Iterator[Target]:
-    own = _median(found, lambda duel: duel.own_ratio)
-    whole = _median(found, lambda duel: duel.budget_ratio)
+    telling = [duel for duel in found if duel.is_telling]
+    own = _median(telling, lambda duel: duel.own_ratio)
+    whole = _median(telling, lambda duel: duel.budget_ratio)
     yield Target(id=name, measure=f"seconds_ratio_{reference}", value=own, op="<=", bound=bound)
     yield Target(id=name, measure=f"seconds_ratio_{reference}_budget", value=whole, op="<=", bound=bound)
 

@@ -7,9 +7,11 @@ import io
 import multiprocessing
 import os
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -56,13 +58,19 @@ class Findings:
     kills: list[Kill] = field(default_factory=list)
     latency: dict[str, Any] | None = None
     coverage: coverage.Findings = NOT_COVERED
+    failures: list[str] = field(default_factory=list)
 
-    def add(self, kind: str, result: Any) -> None:
-        """Take note of what a job returned."""
-        if kind in ("latency", "coverage"):
-            setattr(self, kind, result)
+    def add(self, job: Job, result: Callable[[], Any]) -> None:
+        """Take note of what a job returns, or of what broke it: the others go on."""
+        try:
+            found = result()
+        except Exception:  # noqa: BLE001  whatever it is
+            self.failures.append(f"{job.title}: {traceback.format_exc()}")
+            return
+        if job.kind in ("latency", "coverage"):
+            setattr(self, job.kind, found)
         else:
-            getattr(self, kind).extend(result if isinstance(result, tuple) else [result])
+            getattr(self, job.kind).extend(found if isinstance(found, tuple) else [found])
 
     def covered(self, name: str) -> list[Target]:
         """Return the targets of the zoo with an id, and those of the models beyond its core."""
@@ -137,11 +145,11 @@ def results_of(jobs: Sequence[Job], found: Findings, *, workers: int, threads: i
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_settle, initargs=(cores,)) as pool:
             running = {pool.submit(job.function, job.argument): job for job in beside}
             for future in as_completed(running):
-                found.add(running[future].kind, future.result())
+                found.add(running[future], future.result)
                 yield running[future]
         beside = []
     for job in [*beside, *(job for job in jobs if job.is_alone)]:
-        found.add(job.kind, job.function(job.argument))
+        found.add(job, partial(job.function, job.argument))
         yield job
 
 

@@ -52,7 +52,8 @@ def draw(units: Sequence[Unit], seconds: float, path: Path) -> None:
 def _curves(axes: Axes, units: Sequence[Unit], seconds: float) -> list[str]:
     """Draw the curve of each contender; return whose."""
     drawn = []
-    times = np.linspace(0, seconds, GRID)
+    last = max([seconds, *(search.seconds for unit in units for search in unit.searches)])  # a pass is not cut in the middle
+    times = np.linspace(0, last, GRID)
     for name, color in COLORS.items():
         found = [search for unit in units if (search := unit.search(name, CURVES_AT)) is not None]
         if found:
@@ -63,8 +64,10 @@ def _curves(axes: Axes, units: Sequence[Unit], seconds: float) -> list[str]:
                     times, values.min(axis=0), values.max(axis=0), step="post", color=color, alpha=0.15, linewidth=0
                 )
             drawn.append(name)
-    axes.set_xlim(0, seconds)
-    axes.set_xlabel("seconds of search")
+    axes.set_xlim(0, last)
+    axes.set_ylim(bottom=0.95)
+    axes.axvline(seconds, color="#555555", linewidth=0.7, linestyle=":")
+    axes.set_xlabel("seconds of search (dotted: its budget)")
     _plain(axes)
     return drawn
 

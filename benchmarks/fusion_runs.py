@@ -11,7 +11,7 @@ import random
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class UnitPlan:
         num_starts: Single adapters to be looked at before any training.
         data: Folder of real data, or None.
         threads: Of PyTorch.
+        samples: Of the training part, that searches see; None: all.
     """
 
     set: str
@@ -63,6 +64,7 @@ class UnitPlan:
     num_starts: int
     data: Path | None
     threads: int
+    samples: int | None = None
 
     @property
     def measure_seconds(self) -> float:
@@ -80,7 +82,8 @@ def run_unit(plan: UnitPlan) -> Unit:
     torch.set_num_threads(plan.threads)
     tasks = task_sets(plan.data, SCALES[plan.scale])[plan.set]()
     models, teacher_seconds = trained(tasks, plan.seed)
-    stage = Stage(tasks, models, plan.measure_seconds)
+    seen = tasks.train if plan.samples is None else tasks.train.first(plan.samples)
+    stage = Stage(replace(tasks, train=seen), models, plan.measure_seconds)
     order = list(plan.contenders)
     random.Random(f"{plan.set} {plan.seed}").shuffle(order)
     found: dict[Contender, Found] = {}

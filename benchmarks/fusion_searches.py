@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.fusion_records import Contender, End, Gain, Judged, Search
 from benchmarks.fusion_stage import Stage
 from fusion.search.absgraph import Graph
+from fusion.search.hashing import hash_tensors, tensors_of
 from fusion.search.progress import CandidateDone, Event, Improved
 from fusion.search.report import Entry, FusionReport
 from fusion.search.timer import Timing
@@ -67,8 +68,19 @@ def recorded(stage: Stage, found: Found, timings: Mapping[str, Timing], *, set_n
         why=report.why,
         judged=tuple(Judged(seconds=event.seconds, epochs=event.epochs, status=event.status) for event in judged),
         gains=gains,
-        ends=tuple(_end(stage, entry, timings, seconds=_had(entry, gains, known)) for _, entry in sorted(report.best.items())),
+        ends=tuple(_ends(stage, report, gains, known, timings)),
     )
+
+
+def _ends(
+    stage: Stage, report: FusionReport, gains: tuple[Gain, ...], known: Mapping[int, float], timings: Mapping[str, Timing]
+) -> Iterator[End]:
+    counted: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    for _, entry in sorted(report.best.items()):
+        weights = hash_tensors(tensors_of(entry.module).items())
+        if weights not in counted:
+            counted[weights] = stage.held_out(entry.module)
+        yield _end(stage, entry, counted[weights], timings, seconds=_had(entry, gains, known))
 
 
 def _gains(stage: Stage, report: FusionReport, events: tuple[Event, ...]) -> Iterator[Gain]:
@@ -101,8 +113,15 @@ def _had(entry: Entry, gains: tuple[Gain, ...], known: Mapping[int, float]) -> f
     return min(times, default=known.get(entry.number, 0.0))
 
 
-def _end(stage: Stage, entry: Entry, timings: Mapping[str, Timing], *, seconds: float) -> End:
-    losses, accuracies = stage.held_out(entry.module)
+def _end(
+    stage: Stage,
+    entry: Entry,
+    counted: tuple[dict[str, float], dict[str, float]],
+    timings: Mapping[str, Timing],
+    *,
+    seconds: float,
+) -> End:
+    losses, accuracies = counted
     timing = timings[shape_of(entry.graph)]
     return End(
         threshold=entry.threshold,

@@ -1,4 +1,4 @@
-"""The models of a task set and what all searches on them share: samples, blocks, one table of costs, the count on held-out samples."""
+"""The models of a task set and what all searches on them share: samples, blocks, a table of costs, the last count of drops."""
 
 from __future__ import annotations
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from benchmarks.fusion_records import Start
 from benchmarks.fusion_stage import Stage

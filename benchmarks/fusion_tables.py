@@ -24,6 +24,7 @@ class Summary:
         speedup: Measured with all finalists in turns.
         seconds: Until the search had that model.
         held_out_drop: Largest of a task.
+        took: Seconds of the whole search.
         candidates: Judged by the whole search.
         fully_trained: By the whole search.
     """
@@ -34,6 +35,7 @@ class Summary:
     speedup: Spread
     seconds: Spread
     held_out_drop: Spread
+    took: Spread
     candidates: Spread
     fully_trained: Spread
 
@@ -57,31 +59,35 @@ def _summary(set_name: str, title: str, threshold: float, searches: Sequence[Sea
         speedup=Spread.of([end.speedup for end in ends]),
         seconds=Spread.of([end.seconds for end in ends]),
         held_out_drop=Spread.of([max(end.held_out_drops.values()) for end in ends]),
+        took=Spread.of([search.seconds for search in searches]),
         candidates=Spread.of([len(search.judged) for search in searches]),
         fully_trained=Spread.of([search.fully_trained(float("inf")) for search in searches]),
     )
 
 
 def print_units(units: Sequence[Unit], console: Console) -> None:
-    """Print a table per set: medians over the seeds, lowest and highest in brackets where they differ."""
+    """Print a table per set: medians over the seeds, lowest and highest in brackets where they differ.
+
+    ``found after`` and ``held-out drop``, the largest of a task, are of the loosest threshold.
+    """
     found = summaries(units)
     for name in dict.fromkeys(unit.set for unit in units):
         mine = [unit for unit in units if unit.set == name]
         first = mine[0]
         judged = "" if first.has_labels else ", no labels: drops are of agreement"
-        table = Table(title=f"{name}: {first.models}, {first.source}, {len(mine)} seeds{judged}")
+        seeds = "1 seed" if len(mine) == 1 else f"{len(mine)} seeds"
+        table = Table(title=f"{name}: {first.models}, {first.source}, {seeds}{judged}")
         table.add_column("search")
         for threshold in THRESHOLDS:
             table.add_column(f"speedup at {100 * threshold:g} %", justify="right")
-        for heading in ("after s", "worst held-out drop", "candidates", "fully trained"):
+        for heading in ("found after, s", "took, s", "held-out drop, %", "candidates", "fully trained"):
             table.add_column(heading, justify="right")
         for title in dict.fromkeys(each.contender for each in found if each.set == name):
             rows = {each.threshold: each for each in found if (each.set, each.contender) == (name, title)}
             last = rows[max(rows)]
             speedups = [_shown(rows[each].speedup, 2) if each in rows else "" for each in THRESHOLDS]
-            drop = max(row.held_out_drop.high - row.threshold for row in rows.values())
-            others = [_shown(last.seconds, 1), f"{100 * drop:+.2f} of the allowed", _shown(last.candidates, 0)]
-            table.add_row(title, *speedups, *others, _shown(last.fully_trained, 0))
+            others = [_shown(last.seconds, 1), _shown(last.took, 1), _shown(last.held_out_drop, 2, times=100)]
+            table.add_row(title, *speedups, *others, _shown(last.candidates, 0), _shown(last.fully_trained, 0))
         console.print(table)
         _print_starts(mine, console)
         for unit in mine:
@@ -102,7 +108,6 @@ def _print_starts(units: Sequence[Unit], console: Console) -> None:
     console.print(table)
 
 
-def _shown(spread: Spread, digits: int) -> str:
-    if f"{spread.low:.{digits}f}" == f"{spread.high:.{digits}f}":
-        return f"{spread.median:.{digits}f}"
-    return f"{spread.median:.{digits}f} ({spread.low:.{digits}f}–{spread.high:.{digits}f})"
+def _shown(spread: Spread, digits: int, *, times: float = 1) -> str:
+    middle, low, high = (f"{times * value:.{digits}f}" for value in (spread.median, spread.low, spread.high))
+    return middle if low == high else f"{middle} ({low}–{high})"

@@ -80,7 +80,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(num_train=8192, num_validation=4096, num_test=8192, epochs=5, text_epochs=4),
+    "full": Scale(num_train=8192, num_validation=4096, num_test=4096, epochs=5, text_epochs=4),
     "quick": Scale(num_train=3072, num_validation=1536, num_test=2048, epochs=3, text_epochs=6),
     "tiny": Scale(num_train=512, num_validation=256, num_test=256, epochs=4, text_epochs=4, width=4),
 }
