@@ -67,8 +67,10 @@ class End:
         accuracy_drops: On the held-out part, in accuracy by the labels, whether the search had them or not.
         yardstick: Speedup by one table for all searches of the set and seed.
         own_speedup: Speedup that the search measured itself.
-        speedup: Measured with all finalists of the set and seed in turns, in one process.
-        latency_ms: Median of one forward pass in that measurement.
+        speedup: Measured with all finalists of the set and seed in turns, in one process, by the tenth percentile of the runs:
+            a median may be several times off where others use the machine.
+        median_speedup: The same by the median.
+        latency_ms: Tenth percentile of one forward pass in that measurement.
         parameters: Number of them.
         flops: Per sample.
     """
@@ -83,6 +85,7 @@ class End:
     yardstick: float
     own_speedup: float
     speedup: float
+    median_speedup: float
     latency_ms: float
     parameters: int
     flops: int
@@ -185,7 +188,7 @@ class Unit:
         has_labels: Whether searches saw labels.
         teacher_accuracy: On the held-out part, by task.
         teacher_seconds: To train them.
-        original_ms: Median of one forward pass of the models side by side, measured with the finalists.
+        original_ms: Tenth percentile of one forward pass of the models side by side, measured with the finalists.
         searches: In the order of the contenders, not of time.
         starts: Of single adapters; on one set only.
         failures: Searches that broke, with the reason.

@@ -104,7 +104,7 @@ def run_unit(plan: UnitPlan) -> Unit:
         has_labels=tasks.has_labels,
         teacher_accuracy={task: accuracy(model, test.inputs, test.labels[task]) for task, model in models.items()},
         teacher_seconds=teacher_seconds,
-        original_ms=1e3 * timings[shape_of(stage.original)].median_seconds,
+        original_ms=1e3 * timings[shape_of(stage.original)].quiet_seconds,
         searches=tuple(recorded(stage, each, timings, set_name=plan.set, seed=plan.seed) for each in reports),
         starts=measure_starts(stage, plan.seed, plan.num_starts),
         failures=tuple(failures),

@@ -122,7 +122,7 @@ def _end(
     seconds: float,
 ) -> End:
     losses, accuracies = counted
-    timing = timings[shape_of(entry.graph)]
+    timing, original = timings[shape_of(entry.graph)], timings[shape_of(stage.original)]
     return End(
         threshold=entry.threshold,
         number=entry.number,
@@ -133,8 +133,9 @@ def _end(
         accuracy_drops=accuracies,
         yardstick=stage.yardstick(entry.graph.to_json()),
         own_speedup=entry.speedup,
-        speedup=timings[shape_of(stage.original)].median_seconds / timing.median_seconds,
-        latency_ms=1e3 * timing.median_seconds,
+        speedup=original.quiet_seconds / timing.quiet_seconds,
+        median_speedup=original.median_seconds / timing.median_seconds,
+        latency_ms=1e3 * timing.quiet_seconds,
         parameters=entry.parameters,
         flops=entry.flops,
     )

@@ -190,7 +190,8 @@ def trained(tasks: TaskSet, seed: int, cache: Path | None = None) -> tuple[dict[
     for number, (task, build) in enumerate(tasks.build.items()):
         torch.manual_seed(1000 * seed + number)
         model = build()
-        path = None if cache is None else cache / f"{tasks.name}-{task}-{seed}-{len(tasks.train.inputs)}.pt".replace(" ", "")
+        name = f"{tasks.name}-{task}-{seed}-{len(tasks.train.inputs)}x{tasks.epochs}.pt".replace(" ", "")
+        path = None if cache is None else cache / name
         if path is not None and path.exists():
             model.load_state_dict(torch.load(path, weights_only=True))
         else:
@@ -204,14 +205,16 @@ def trained(tasks: TaskSet, seed: int, cache: Path | None = None) -> tuple[dict[
 
 def _fit(model: nn.Module, inputs: Tensor, labels: Tensor, tasks: TaskSet, batch_size: int = 64) -> None:
     labelled = (labels != -100).nonzero().flatten()
-    steps = tasks.epochs * (len(labelled) // batch_size)
+    per_epoch = len(labelled) // batch_size
+    steps = tasks.epochs * per_epoch
     optimizer = torch.optim.Adam(model.parameters(), lr=tasks.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, tasks.lr, total_steps=max(1, steps))
     model.train()
+    order = labelled
     for step in range(steps):
-        if step % (len(labelled) // batch_size) == 0:
+        if step % per_epoch == 0:
             order = labelled[torch.randperm(len(labelled))]
-        at = step % (len(labelled) // batch_size) * batch_size
+        at = step % per_epoch * batch_size
         index = order[at : at + batch_size]
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(inputs[index]), labels[index]).backward()

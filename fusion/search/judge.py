@@ -148,6 +148,8 @@ class Judge:
 
     def _shrink(self, epochs: int) -> float:
         """Return the share of a drop after so many epochs that is expected to be left at the end."""
+        if epochs >= self._setting.config.epochs:
+            return 1.0
         seen = self._ratios.get(epochs, [])
         share = 8 * epochs / self._setting.config.epochs
         prior = max(value for at, value in _SHRINK.items() if at <= share)

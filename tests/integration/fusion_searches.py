@@ -9,14 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from fusion.search.config import preset
 from fusion.search.data import FusionData, Part, SealedPart
-from fusion.search.progress import Event
-from fusion.search.report import FusionReport
+from fusion.search.page import page
+from fusion.search.progress import CandidateDone, Event, Finished, Improved, Started
+from fusion.search.report import Entry, FusionReport
 from fusion.search.search import run
 from fusion.search.tasks import Task
 from fusion.search.training import TrainOutcome, TrainUnit, train_one_by_one
@@ -124,3 +126,60 @@ def backwards(units: Sequence[TrainUnit], *, steps: int, seed: int) -> list[Trai
         [second] = train_one_by_one([later], steps=steps - half, seed=seed)
         outcomes[unit.id] = second if first.failure is None else first
     return [outcomes[unit.id] for unit in units]
+
+
+def accuracy(model: nn.Module, part: Part, task: str) -> float:
+    with torch.no_grad():
+        answer = model(part.inputs)
+    answer = answer[task] if isinstance(answer, dict) else answer
+    return float((answer.argmax(1) == part.labels[task]).double().mean())
+
+
+def assert_within(entry: Entry, given: FusionData, chosen: Sequence[Task]) -> None:
+    """Scored by hand, on the validation part and on the held-out one."""
+    assert given.test is not None
+    for part in (given.validation, given.test._part):
+        for task, end in zip(chosen, entry.tasks, strict=True):
+            lost = accuracy(task.model, part, task.name) - accuracy(entry.module, part, task.name)
+            limit = entry.threshold if task.max_drop is None else min(entry.threshold, task.max_drop)
+            assert lost <= limit + 1e-12  # shares of 400 samples, added up in another order
+            told = end.drop if part is given.validation else end.test_drop
+            assert told == pytest.approx(lost, abs=1e-9)
+
+
+def assert_answers(entry: Entry, names: Sequence[str]) -> None:
+    """Outputs by task, and any subset bit for bit the same."""
+    images = digits()[0][:7]
+    with torch.no_grad():
+        whole = entry.module(images)
+        assert list(whole) == list(names)
+        for name in names:
+            assert torch.equal(entry.module(images, tasks=[name])[name], whole[name])
+            assert torch.equal(entry.module.only(name)(images)[name], whole[name])
+            assert torch.equal(entry.module.split()[name](images), whole[name])
+    assert not entry.module.training
+
+
+def assert_whole(report: FusionReport, events: list[Event]) -> None:
+    """What a report and the events on the way say agrees, whatever was searched and how."""
+    text = json.dumps(report.to_json(), allow_nan=False, default=str)
+    assert page(json.loads(text)).rstrip().endswith("</html>")
+    numbers = [record["number"] for record in report.candidates]
+    assert numbers == [*range(1, len(numbers) + 1)] == [e.number for e in events if isinstance(e, CandidateDone)]
+    assert {record["status"] for record in report.candidates} <= {"accepted", "failed", "unknown", "skipped"}
+    assert len({record["key"] for record in report.candidates if record["status"] == "accepted"}) == sum(
+        record["status"] == "accepted" for record in report.candidates
+    )
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Finished)
+    costs = [point["cost"] for point in report.front]
+    assert costs == sorted(costs)
+    assert not any(
+        one is not other and all(one[name] <= other[name] for name in ("cost", "drop", "parameters"))
+        for one in report.front
+        for other in report.front
+    )
+    best = {event.threshold: event.speedup for event in events if isinstance(event, Improved)}
+    for threshold, entry in report.best.items():
+        assert best.get(threshold, 1.0) >= report.original["cost"] / entry.cost - 1e-9
+        assert entry.number == 0 or report.candidates[entry.number - 1]["status"] == "accepted"

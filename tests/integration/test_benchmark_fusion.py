@@ -106,6 +106,7 @@ def end(threshold=0.01, *, number=1, seconds=0.0, speedup=2.0, rejected=(), held
         yardstick=speedup,
         own_speedup=speedup,
         speedup=speedup,
+        median_speedup=speedup,
         latency_ms=1.0,
         parameters=1,
         flops=1,
