@@ -66,8 +66,9 @@ def until(condition: Callable[[], T], what: str, seconds: float = PATIENCE_SECON
 class Served:
     """One ``unified serve`` process and all below it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], output: Path, held: Path) -> None:
         self.process = process
+        self.held = held  #: is there while a thread of it is held at a point
         self._output = output
 
     @property
@@ -148,14 +149,20 @@ class Service:
 
     def start(self, *, fault: str = "", host: str = "", has_lock: bool = True, http: bool = False) -> Served:
         """Start a supervisor and wait until it serves; ``fault`` is as ``UNIFIED_FAULT``."""
-        variables = {"UNIFIED_FAULT": fault, "UNIFIED_NO_LOCK": "" if has_lock else "1", "UNIFIED_HOST_ID": host}
+        held = self.path.with_name(f"{self.path.name}-{len(self.served)}.held")
+        variables = {
+            "UNIFIED_FAULT_HELD": str(held),
+            "UNIFIED_FAULT": fault,
+            "UNIFIED_NO_LOCK": "" if has_lock else "1",
+            "UNIFIED_HOST_ID": host,
+        }
         output = self.path.with_name(f"{self.path.name}-{len(self.served)}.log")
         command = [sys.executable, "-m", "unified", "serve", "--root", str(self.path)]
         if http:
             command += ["--http", f"127.0.0.1:{free_port()}"]
         with output.open("wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, env=environment(**variables))
-        served = Served(process, output)
+        served = Served(process, output, held)
         self.served.append(served)
         return served
 

@@ -57,12 +57,14 @@ def take_over(service, jobs, **how):
 @pytest.mark.parametrize("point", ["checkpoint.before-row@1", "publish.before-commit@1", "step"])
 def test_a_supervisor_that_was_stopped_for_longer_than_its_lease_changes_nothing_any_more(service, point):
     jobs = [service.submit(f"job-{index}", steps=26 + index, step_seconds=0.02) for index in (0, 1)]
-    first = service.begin(fault="" if point == "step" else f"{point}:stop")
+    first = service.begin(fault="" if point == "step" else f"{point}:hold")
     if point == "step":
         until(lambda: all(service.row(job).steps_done >= 10 for job in jobs), "both have begun")
         kill(first.forked(), signal.SIGSTOP)
-        until(lambda: has_stopped_outside_a_transaction(service, first), "it stops between two writes")
-    until(lambda: is_stopped(first), f"it stops at {point}: {first.said}")
+    else:
+        until(first.held.exists, f"it comes to {point}: {first.said}")
+    until(lambda: has_stopped_outside_a_transaction(service, first), "it stops between two writes")
+    first.held.unlink(missing_ok=True)
     service.queue.root.lock.unlink()
     second = take_over(service, jobs)
     before = {job: service.queue.store.transitions(job) for job in jobs}
@@ -78,8 +80,10 @@ def test_a_supervisor_that_was_stopped_for_longer_than_its_lease_changes_nothing
 def test_without_a_lock_the_epochs_alone_refuse_late_writes(service):
     """It is not fenced, as it goes by no lock: it lets go of what it has lost, and goes on with what is new."""
     [job] = jobs = [service.submit("job", steps=26, step_seconds=0.02)]
-    first = service.begin(fault="publish.before-commit:stop", has_lock=False)
-    until(lambda: is_stopped(first), f"it stops: {first.said}")
+    first = service.begin(fault="publish.before-commit:hold", has_lock=False)
+    until(first.held.exists, f"it comes to the end of a job: {first.said}")
+    until(lambda: has_stopped_outside_a_transaction(service, first), "it stops between two writes")
+    first.held.unlink()
     second = take_over(service, jobs, has_lock=False)
     before = service.queue.store.transitions(job)
     assert second.end() == 0, second.said

@@ -1,6 +1,7 @@
 """Named points at which a process can be made to die, stop or fail, for tests: ``UNIFIED_FAULT=point[@nth][:action]``.
 
-Several are separated by commas. Without the variable, :func:`reach` does nothing.
+Several are separated by commas. Without the variable, :func:`reach` does nothing. The action ``hold`` keeps the thread that is
+at the point there while the others go on: it makes the file that ``UNIFIED_FAULT_HELD`` names, and waits until that is gone.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 from unified.queue.errors import QueueError
 
@@ -100,13 +103,22 @@ def _action(name: str) -> Callable[[], None]:
         return partial(_signal_self, signal.SIGKILL)
     if name == "stop":
         return partial(_signal_self, signal.SIGSTOP)
+    if name == "hold":
+        return _hold
     if name in _ERRNOS:
         return partial(_fail, name)
-    raise FaultSettingError(f"UNIFIED_FAULT: there is no action {name!r}; use kill, stop, {', '.join(_ERRNOS)}")
+    raise FaultSettingError(f"UNIFIED_FAULT: there is no action {name!r}; use kill, stop, hold, {', '.join(_ERRNOS)}")
 
 
 def _signal_self(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
+
+
+def _hold() -> None:
+    held = Path(os.environ["UNIFIED_FAULT_HELD"])
+    held.touch()
+    while held.exists():
+        time.sleep(0.01)
 
 
 def _fail(name: str) -> None:
