@@ -27,7 +27,8 @@ def train_cohort(
     config = setting.config
     if config.rungs:
         for trial in trials:
-            judge.look(trial)  # right after its start: what needs no training is found at once
+            if not trial.points and trial.status == "running":
+                judge.look(trial)
         judge.compare(trials, 0, keep=config.cohort)
     done = 0
     for epochs in config.checks:

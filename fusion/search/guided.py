@@ -3,7 +3,8 @@
 A beam of mutations grows from the original and from the best elites. Every graph on the way has a cost, known from the table,
 and a believed drop (:mod:`fusion.search.surrogate`); its worth is the gain over the best model so far of each threshold times
 the chance to be within it. Weights of the belief are drawn anew for each proposal (Thompson sampling), so that bold and
-cautious candidates come side by side, and a small share is drawn uniformly, so that nothing is ruled out.
+cautious candidates come side by side, and a small share is drawn uniformly, so that nothing is ruled out. The very first are
+those in which one model's blocks serve all tasks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion.search.absgraph import BlockId, Graph
-from fusion.search.mutation import Pair, single_mutations
+from fusion.search.mutation import Pair, mutation_pass, single_mutations
 from fusion.search.policy import Proposal, Snapshot
 from fusion.search.surrogate import NUM_FEATURES, Belief, believe, features_of
 
@@ -52,8 +53,8 @@ class GuidedPolicy:
         """Return up to ``count`` graphs that are not known yet; none if there is no other."""
         belief = self._belief(snapshot)
         options: dict[str, _Option] = {}
-        chosen: dict[str, _Option] = {}
-        for _ in range(count):
+        chosen = {} if snapshot.known else self._first(snapshot, count)
+        for _ in range(count - len(chosen)):
             weights = belief.draw([rng.gauss(0.0, 1.0) for _ in belief.mean])
             self._grow(snapshot, belief, weights, options)
             left = [option for key, option in options.items() if key not in chosen and key not in snapshot.known]
@@ -66,6 +67,24 @@ class GuidedPolicy:
                 best = left[int(np.argmax(values))]
             chosen[best.key] = best
         return [Proposal(graph=option.graph, base=option.base, pairs=option.pairs) for option in chosen.values()]
+
+    def _first(self, snapshot: Snapshot, count: int) -> dict[str, _Option]:
+        """Return what a person would try first: one model's blocks for all tasks but for each task's last block.
+
+        Which model serves the others best is what likeness tells least, so each has its turn.
+        """
+        space = snapshot.original.space
+        found: dict[str, _Option] = {}
+        for host in range(len(space.tasks)):
+            guests = [task for task in range(len(space.tasks)) if task != host]
+            drawn = tuple(Pair(space.last(host), space.last(guest)) for guest in guests)
+            graph = mutation_pass(snapshot.original, drawn, sharing=snapshot.sharing, barred=snapshot.barred)
+            if graph is not None and len(found) < count:
+                cost = snapshot.predict(graph)
+                features = self._features(graph, cost, snapshot)
+                option = _Option(graph=graph, key=graph.key(), base=None, pairs=drawn, cost=cost, features=features)
+                found[option.key] = option
+        return found
 
     def _belief(self, snapshot: Snapshot) -> Belief:
         known = [entry for entry in snapshot.known.values() if not math.isnan(entry.expected_drop)]

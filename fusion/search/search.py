@@ -169,6 +169,8 @@ class _Search:
                 continue
             if is_given_up:
                 trial.give_up(_SHARES_MORE)
+            if self.setting.config.rungs:
+                self._judge.look(trial)  # right after its start: what needs no training is found at once
             trials.append(trial)
         train_cohort(self.setting, trials, self._judge, self._cotrain, is_over=self._is_over)
         for trial in trials:
