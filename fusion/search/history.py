@@ -231,14 +231,17 @@ def _difference(name: str, theirs: object, ours: object) -> str:
 
 
 def _dump(value: object, indent: int | None = None) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    return json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain values as strict JSON takes them: numbers that are not finite become null, sets sorted lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
+    if isinstance(value, frozenset | set):
+        return sorted(finite(item) for item in value)
     return value

@@ -13,7 +13,7 @@ from fusion.search.history import History
 from fusion.search.scores import Scores, evaluate
 from fusion.search.setting import Setting
 from fusion.search.surrogate import FLOOR
-from fusion.search.termination import predict_final
+from fusion.search.termination import should_stop
 from fusion.search.trial import Trial
 
 MIN_CHANCE = 0.05  #: a candidate of less hope to be within the loosest useful threshold is ended
@@ -112,16 +112,16 @@ class Judge:
 
     def _is_hopeless(self, trial: Trial, thresholds: tuple[float, ...], resolution: float) -> bool:
         config, last = self._setting.config, trial.points[-1]
-        error = max(last.errors.values())
         if config.rungs:
             return self._chance(trial, max(thresholds)) < MIN_CHANCE
-        final = predict_final(
+        return should_stop(
             [point.drop for point in trial.points],
+            threshold=max(thresholds),
+            margin=max(last.errors.values()),
             interval=config.check_epochs,
             epochs_left=config.epochs - trial.epochs,
             resolution=resolution,
         )
-        return final is not None and final > max(thresholds) + error
 
     def _promise(self, trial: Trial) -> float:
         best = self._front.best

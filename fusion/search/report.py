@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ import torch
 
 from fusion.graph.tree import FusedTree
 from fusion.search.absgraph import AdapterId, Graph
+from fusion.search.history import finite
 from fusion.search.timer import Timing
 
 
@@ -154,7 +154,7 @@ class FusionReport:
             "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
             "threads": torch.get_num_threads(),
         }
-        return _finite(content)
+        return finite(content)
 
     def write(self, path: Path) -> None:
         """Write the report as JSON."""
@@ -186,15 +186,3 @@ def _label(node: Any) -> str:
     if isinstance(node, AdapterId):
         return f"adapter {_label(node.source)} > {_label(node.target)}"
     return f"{node.task}.{node.op}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    if isinstance(value, frozenset | set):
-        return sorted(_finite(inner) for inner in value)
-    return value

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fusion.search.losses import distillation_loss
 from fusion.search.outputs import float_tensors, scored_path
+from fusion.search.tallies import is_dense
 from fusion.search.tasks import Task
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ def class_outputs(tasks: Sequence[Task], teachers: TeacherCache, part: Part) -> 
         paths = list(teachers.outputs(part, task.name))
         path = scored_path(paths, task)
         shape = teachers.outputs(part, task.name)[path].shape
-        labels = part.labels.get(task.name)
-        is_value = task.dense is True or (task.dense is None and labels is not None and labels.is_floating_point())
-        if len(shape) == 2 and shape[1] >= 2 and not is_value:
+        if len(shape) == 2 and shape[1] >= 2 and not is_dense(task, shape, part.labels.get(task.name)):
             found[task.name] = paths.index(path)
     return found
 

@@ -12,6 +12,7 @@ from fusion.search.elites import keep_best, keep_newest
 from fusion.search.filters import RuleFilter
 from fusion.search.front import Front, Point
 from fusion.search.policy import Known, Snapshot
+from fusion.search.scores import clip_drop
 from fusion.search.setting import Setting
 from fusion.search.trial import Trial
 
@@ -85,7 +86,7 @@ class State:
             original_cost=self.points[0].cost,
             elites=self.elites,
             known=self.known,
-            last_drop=min(1.0, max(0.0, self.last_drop)),
+            last_drop=clip_drop(self.last_drop),
             thresholds=setting.config.thresholds,
             best_cost=self.front.costs(),
             predict=setting.cost,

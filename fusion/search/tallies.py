@@ -82,7 +82,7 @@ def tally_of(task: Task, part: Part, teacher: TeacherCache, *, label_free: bool)
     if labels is not None and not labelled(labels).any():
         labels = None
     labels = None if labels is None else labels.cpu()
-    dense = _is_dense(task, theirs.shape, labels)
+    dense = is_dense(task, theirs.shape, labels)
     unit = teacher.mean_size(theirs) if dense else 1.0
     if labels is not None and task.score is not None:
         return CallableTally(task, theirs, labels, task.score, unit if dense else None)
@@ -222,7 +222,8 @@ def _jackknife_error(drop: Callable[[Tensor], float], num_samples: int) -> float
     return error if math.isfinite(error) else None
 
 
-def _is_dense(task: Task, shape: tuple[int, ...], labels: Tensor | None) -> bool:
+def is_dense(task: Task, shape: tuple[int, ...], labels: Tensor | None) -> bool:
+    """Whether an output of a shape ``(samples, ...)`` is values, compared by their distance; else it is scores of classes."""
     if task.dense is not None:
         return task.dense
     if labels is not None:
