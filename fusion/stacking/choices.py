@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +20,13 @@ Key = tuple[object, ...]
 
 NUM_RUNS = 4
 SECONDS = 0.05  #: after which a variant is not run again
+
+
+class Chooser(Protocol):
+    """Says which variant of an operator is to run; see :meth:`Choices.pick`."""
+
+    def pick(self, name: str, variants: Mapping[str, Variant], tensors: Sequence[Tensor | None], settings: Key = ()) -> str:
+        """Return the name of a variant."""
 
 
 class Choices:
@@ -97,3 +105,35 @@ def _described(tensor: Tensor | None) -> Key | None:
     if tensor is None:
         return None
     return (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device.type, tensor.requires_grad)
+
+
+class Repeated:
+    """Notes what another chooser says, and says the same again in the same order: for a trace, where nothing can be measured.
+
+    Args:
+        chooser: Is asked until :meth:`repeat`.
+    """
+
+    def __init__(self, chooser: Chooser) -> None:
+        self._chooser = chooser
+        self._ways: list[tuple[str, str]] = []
+        self._position: int | None = None
+
+    def repeat(self) -> None:
+        """From now on say what was said, from the beginning."""
+        self._position = 0
+
+    def pick(self, name: str, variants: Mapping[str, Variant], tensors: Sequence[Tensor | None], settings: Key = ()) -> str:
+        """Return the name of a variant.
+
+        Raises:
+            RuntimeError: If another operator comes than the first time.
+        """
+        if self._position is None:
+            self._ways.append((name, self._chooser.pick(name, variants, tensors, settings)))
+            return self._ways[-1][1]
+        before, way = self._ways[self._position] if self._position < len(self._ways) else ("nothing", "")
+        self._position += 1
+        if before != name or way not in variants:
+            raise RuntimeError(f"the trace takes another path than the run before it: {name} where {before} was")
+        return way

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
-from fusion.stacking.choices import Choices
+from fusion.stacking.choices import Chooser
 from fusion.stacking.errors import ValueDependentError
 from fusion.stacking.member_random import MemberRandom
 from fusion.stacking.stacked_tensor import StackedTensor
@@ -57,7 +57,7 @@ class StackMode(TorchFunctionMode):
         choices: Which variant of an operator is fastest for which shape.
     """
 
-    def __init__(self, num_members: int, *, rules: Mapping[str, Rule], random: MemberRandom, choices: Choices) -> None:
+    def __init__(self, num_members: int, *, rules: Mapping[str, Rule], random: MemberRandom, choices: Chooser) -> None:
         super().__init__()
         self.num_members = num_members
         self.random = random

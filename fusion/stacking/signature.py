@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _MAX_DEPTH = 6
@@ -52,6 +52,9 @@ def _module_lines(name: str, module: nn.Module) -> Iterable[str]:
     structure = getattr(module, "structure", None)
     if callable(structure):
         yield f"module {name or 'the model'}: {kind} {described(structure())}"
+        return
+    if isinstance(module, fx.GraphModule):
+        yield f"module {name or 'the model'}: a traced graph {described(module.code)}"
         return
     own = {key: value for key, value in vars(module).items() if key not in _INTERNAL and not key.startswith("_flat_weight")}
     yield f"module {name or 'the model'}: {kind} {described(own)}"

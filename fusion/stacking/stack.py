@@ -22,6 +22,7 @@ from fusion.stacking.rules import RULES
 from fusion.stacking.signature import difference
 from fusion.stacking.stacked_parameter import StackedParameter
 from fusion.stacking.stacked_tensor import StackedTensor
+from fusion.stacking.subset import MAX_KEPT, Subset, checked
 from fusion.stacking.template import Template, tree_map
 
 
@@ -72,6 +73,7 @@ class Stack(nn.Module):
         self.random = random or MemberRandom.seeded(range(len(models)), device)
         self.choices = choices or Choices()
         self.mode = StackMode(len(models), rules=RULES, random=self.random, choices=self.choices)
+        self._subsets: dict[tuple[int, ...], Subset] = {}
 
     @property
     def num_members(self) -> int:
@@ -86,8 +88,8 @@ class Stack(nn.Module):
         else:
             self.register_buffer(_flat(name), values, persistent=name in self._persistent)
 
-    def _values(self) -> dict[str, Tensor]:
-        """Return all members' tensors by the names of a member."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all members' tensors, ``(members, ...)``, by the names of a member; of tied ones the first name."""
         own = {**self._parameters, **self._buffers}
         return {name: own[_flat(name)] for name in self._names()}  # type: ignore[misc]  # none of them is None
 
@@ -95,18 +97,40 @@ class Stack(nn.Module):
         return list(dict.fromkeys(home.source for home in self.template.value.homes))
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[nn.Module]:
+    def running(self, members: Sequence[int] | None = None) -> Iterator[nn.Module]:
         """Let operators on stacked tensors compute all members' results; gives the module to call with them.
 
         Inside, losses may be computed from what it returns, too.
+
+        Args:
+            members: Positions of those that compute, in this order; None: all. The others cost nothing. Positions side by side
+                compute with views; of others copies are kept until weights change (a change through ``.data`` goes unseen).
         """
-        template = self.template.value
-        template.put({name: _wrapped(value) for name, value in self._values().items()})
+        template, subset = self.template.value, None if members is None else self._subset(members)
+        values = self.tensors() if subset is None else subset.tensors(self.tensors())
+        template.put({name: _wrapped(value) for name, value in values.items()})
         try:
-            with self.mode:
+            with self.mode if subset is None else subset.mode:
                 yield template.module
         finally:
             template.clear()
+            if subset is not None:
+                subset.write_back()
+                self.mode.drew |= subset.mode.drew
+                self.mode.asked_values |= subset.mode.asked_values
+
+    def _subset(self, members: Sequence[int]) -> Subset:
+        """Return some members, those asked for last at the end."""
+        wanted = checked(members, self.num_members)
+        found = self._subsets.pop(wanted, None)
+        if found is None:
+            mode = StackMode(len(wanted), rules=RULES, random=self.random.select(wanted), choices=self.choices)
+            mode.ways = self.mode.ways
+            found = Subset(wanted, mode)
+        self._subsets[wanted] = found
+        if len(self._subsets) > MAX_KEPT:
+            del self._subsets[next(iter(self._subsets))]
+        return found
 
     def select(self, members: Sequence[int]) -> None:
         """Keep only these members, in this order; parameters are new ones, without gradients."""
@@ -137,6 +161,7 @@ class Stack(nn.Module):
 
     def _renew(self, random: MemberRandom) -> None:
         self.random = random
+        self._subsets.clear()
         self.mode = StackMode(len(random.generators), rules=RULES, random=random, choices=self.choices)
 
     @staticmethod
@@ -156,39 +181,35 @@ class Stack(nn.Module):
         """Return values that lie in one tensor already, ``(members, ...)``, as one input; storage is shared."""
         return tree_map(StackedTensor.of, merged, Tensor)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer for all members.
+    def forward(self, *args: Any, members: Sequence[int] | None = None, **kwargs: Any) -> Any:
+        """Answer for all members, or for some.
 
         Args:
             *args: What one member takes, ``(batch, ...)``: one input for all. :meth:`merge` makes one of different inputs.
-            **kwargs: Likewise.
+            members: Positions of those to answer, in this order, see :meth:`running`; None: all.
+            **kwargs: As ``args``, by name.
 
         Returns:
             What one member returns, every tensor with the members in front: ``(members, batch, ...)``.
         """
-        with self.running() as module:
+        with self.running(members) as module:
             output = module(*args, **kwargs)
-        return self._plain(output)
+        return plain(output, self.num_members if members is None else len(members))
 
-    def each(self, inputs: Sequence[Any]) -> Any:
-        """Answer for all members, each with its own input: a tensor, a tuple of positional ones or a dict of named ones."""
-        if len(inputs) != self.num_members:
-            raise ValueError(f"expected an input for each of {self.num_members} members, got {len(inputs)}")
+    def each(self, inputs: Sequence[Any], members: Sequence[int] | None = None) -> Any:
+        """Answer for all members, or for some, each with its own input.
+
+        Args:
+            inputs: For each of those that answer a tensor, a tuple of positional ones or a dict of named ones.
+            members: Positions of those to answer, as in :meth:`forward`.
+        """
+        expected = self.num_members if members is None else len(members)
+        if len(inputs) != expected:
+            raise ValueError(f"expected an input for each of {expected} members, got {len(inputs)}")
         merged = self.merge(inputs)
         if isinstance(merged, dict):
-            return self(**merged)
-        return self(*merged) if isinstance(merged, tuple) else self(merged)
-
-    def _plain(self, output: Any) -> Any:
-        """Return an output as plain tensors, ``(members, ...)``; what all members share is repeated for each."""
-        num_members = self.num_members
-
-        def plain(value: Tensor) -> Tensor:
-            if type(value) is StackedTensor:
-                return value.merged()
-            return value.unsqueeze(0).expand(num_members, *value.shape)
-
-        return tree_map(plain, output, Tensor)
+            return self(members=members, **merged)
+        return self(*merged, members=members) if isinstance(merged, tuple) else self(merged, members=members)
 
     def unstack(self) -> list[nn.Module]:
         """Return the members as the modules they were, with the weights they have now; storage is not shared."""
@@ -198,14 +219,14 @@ class Stack(nn.Module):
         """Return one member as a module of its own; storage is not shared."""
         flags = {each.name: each.tensor.requires_grad for each in self.stacked}
         tensors: dict[str, Tensor] = {}
-        for name, value in self._values().items():
+        for name, value in self.tensors().items():
             row = value.detach()[index].clone()
             tensors[name] = nn.Parameter(row, requires_grad=flags[name]) if name in flags else row
         return self.template.value.filled(tensors)
 
     def member_tensors(self, index: int) -> dict[str, Tensor]:
         """Return a member's parameters and buffers by name, as views, without gradients."""
-        return {name: value.detach()[index] for name, value in self._values().items()}
+        return {name: value.detach()[index] for name, value in self.tensors().items()}
 
     def set_member(self, index: int, state_dict: Mapping[str, Tensor]) -> None:
         """Give a member other weights, as ``nn.Module.load_state_dict`` with ``strict=True`` would.
@@ -215,7 +236,7 @@ class Stack(nn.Module):
             ValueError: If a shape differs.
         """
         own, names = self.member_tensors(index), {home.name: home.source for home in self.template.value.homes}
-        wanted = {name for name, source in names.items() if source not in self._hidden_buffers()}
+        wanted = {name for name, source in names.items() if source not in self.hidden_buffers()}
         if wanted - state_dict.keys() or state_dict.keys() - names.keys():
             missing, unknown = sorted(wanted - state_dict.keys()), sorted(state_dict.keys() - names.keys())
             raise KeyError(f"member {index}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
@@ -226,7 +247,8 @@ class Stack(nn.Module):
             for name, value in state_dict.items():
                 own[names[name]].copy_(value)
 
-    def _hidden_buffers(self) -> set[str]:
+    def hidden_buffers(self) -> set[str]:
+        """Return the names of buffers that are not in a member's state dict."""
         return {name for name in self._names() if _flat(name) in self._buffers and name not in self._persistent}
 
     def explain(self) -> list[tuple[str, str, int]]:
@@ -242,6 +264,7 @@ class Stack(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Stack:
         super()._apply(fn, recurse)
         self.template.value.module._apply(fn)
+        self._subsets.clear()
         for each in self.stacked:
             each.tensor = self._parameters[_flat(each.name)]  # type: ignore[assignment]
         return self
@@ -250,6 +273,17 @@ class Stack(nn.Module):
 class _hidden:  # noqa: N801 - a box, so that nn.Module does not take the template for a part of the stack
     def __init__(self, value: Template) -> None:
         self.value = value
+
+
+def plain(output: Any, num_members: int) -> Any:
+    """Return an output as plain tensors, ``(members, ...)``; what all members share is repeated for each."""
+
+    def one(value: Tensor) -> Tensor:
+        if type(value) is StackedTensor:
+            return value.merged()
+        return value.unsqueeze(0).expand(num_members, *value.shape)
+
+    return tree_map(one, output, Tensor)
 
 
 def _flat(name: str) -> str:

@@ -55,6 +55,12 @@ class ArchiveModule(nn.Module):
         """
         return self._umodel.call("train" if self.training else "eval", args, kwargs)
 
+    def structure(self) -> dict[str, Any]:
+        """Return what it computes, without weights: equal for models of one architecture."""
+        state = self._umodel
+        graphs = {mode: repr(graph) for mode, graph in state.graphs.items()}
+        return {"inputs": repr(state.manifest.inputs), **graphs, "constants": state.constants}
+
     def extra_repr(self) -> str:
         """Name the inputs."""
         return ", ".join(f"{record.name}: (batch, *{record.shape})" for record in self._umodel.manifest.inputs)
