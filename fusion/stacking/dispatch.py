@@ -89,6 +89,7 @@ class StackMode(TorchFunctionMode):
             ValueDependentError: If what it gives differs in shape, or as a plain value, between the members.
         """
         self.ways[name_of(func), way] += 1
+        self.drew |= way == MEMBER_DRAWS
         may_draw = way in {NO_RULE, MEMBER_DRAWS}
         target = args[0] if args and _writes(func) else None
         results = []

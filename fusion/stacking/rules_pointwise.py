@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ def _belongs_apart(stacked: Sequence[StackedTensor]) -> bool:
     """Whether the biggest operand lies apart."""
     if not any(value.is_split for value in stacked):
         return False
-    return max(stacked, key=lambda value: value.shape.numel()).is_split
+    return max(stacked, key=lambda value: math.prod(value.shape)).is_split  # Size.numel would fix a batch size that is traced
 
 
 def _in_place(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -114,10 +114,8 @@ class Stack(nn.Module):
                 yield template.module
         finally:
             template.clear()
-            if subset is not None:
-                subset.write_back()
-                self.mode.drew |= subset.mode.drew
-                self.mode.asked_values |= subset.mode.asked_values
+            if self._subsets:
+                self._settle(subset)
 
     def _subset(self, members: Sequence[int]) -> Subset:
         """Return some members, those asked for last at the end."""
@@ -131,6 +129,17 @@ class Stack(nn.Module):
         if len(self._subsets) > MAX_KEPT:
             del self._subsets[next(iter(self._subsets))]
         return found
+
+    def _settle(self, ran: Subset | None) -> None:
+        """After a run of some members or of all: let what was written reach everybody."""
+        is_training = any(module.training for module in self.template.value.module.modules())
+        if ran is not None:
+            ran.write_back(is_training=is_training)
+            self.mode.drew |= ran.mode.drew
+            self.mode.asked_values |= ran.mode.asked_values
+        for each in self._subsets.values():
+            if is_training and each is not ran:
+                each.forget_buffers()
 
     def select(self, members: Sequence[int]) -> None:
         """Keep only these members, in this order; parameters are new ones, without gradients."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion.stacking.dispatch import StackMode
 
@@ -55,22 +55,30 @@ class Subset:
             return {name: value.narrow(0, self.members[0], len(self.members)) for name, value in values.items()}
         return {name: self._selected(name, value) for name, value in values.items()}
 
-    def write_back(self) -> None:
-        """Let what a run wrote to copies reach the stack."""
+    def write_back(self, *, is_training: bool) -> None:
+        """Let what a run wrote to copies reach the stack.
+
+        Args:
+            is_training: BatchNorm may have written its statistics, which does not count as a change for PyTorch.
+        """
         for copy in self._copies.values():
-            if copy.rows._version != copy.own_version:
+            may_be_written = is_training and not isinstance(copy.source, nn.Parameter)
+            if may_be_written or copy.rows._version != copy.own_version:
                 with torch.no_grad():
                     copy.source.index_copy_(0, _index(self.members, copy.source), copy.rows)
                 copy.taken_at, copy.own_version = copy.source._version, copy.rows._version
 
+    def forget_buffers(self) -> None:
+        """Keep no copies of buffers: somebody may have written to them in a way that PyTorch does not count as a change."""
+        self._copies = {name: copy for name, copy in self._copies.items() if isinstance(copy.source, nn.Parameter)}
+
     def _selected(self, name: str, value: Tensor) -> Tensor:
-        index = _index(self.members, value)
         if value.is_inference() or (value.requires_grad and torch.is_grad_enabled()):
-            return value.index_select(0, index)
+            return value.index_select(0, _index(self.members, value))
         copy = self._copies.get(name)
         if copy is None or copy.source is not value or copy.taken_at != value._version:
             with torch.inference_mode(False), torch.no_grad():  # usable in any mode later
-                rows = value.index_select(0, index)
+                rows = value.index_select(0, _index(self.members, value))
             copy = _Copy(source=value, taken_at=value._version, rows=rows, own_version=rows._version)
             self._copies[name] = copy
         return copy.rows
