@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unified.answering.api import stack
+    from unified.answering.session import Stacked
     from unified.api import train
     from unified.engine import Engine
     from unified.errors import (
@@ -41,12 +43,14 @@ _HOMES = {
     "JobState": "unified.job_state",
     "Problem": "unified.errors",
     "Result": "unified.results",
+    "Stacked": "unified.answering.session",
     "Timing": "unified.results",
     "UnifiedError": "unified.errors",
     "WorkerDiedError": "unified.errors",
     "export": "unified.submission.umodel_write",
     "fuse": "unified.fusing.api",
     "load_umodel": "unified.submission.umodel_read",
+    "stack": "unified.answering.api",
     "train": "unified.api",
 }
 
@@ -64,12 +68,14 @@ __all__ = [
     "JobState",
     "Problem",
     "Result",
+    "Stacked",
     "Timing",
     "UnifiedError",
     "WorkerDiedError",
     "export",
     "fuse",
     "load_umodel",
+    "stack",
     "train",
 ]
 

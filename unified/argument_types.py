@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def positive(text: str) -> int:
@@ -56,3 +57,11 @@ def names(text: str) -> tuple[str, ...]:
     if not found:
         raise argparse.ArgumentTypeError(f"expected names with commas between, got {text!r}")
     return found
+
+
+def archive(text: str) -> Path:
+    """Return a path that ends in ``.pt2``."""
+    path = Path(text)
+    if path.suffix != ".pt2" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file that ends in .pt2, got {text!r}")
+    return path

@@ -117,17 +117,17 @@ class _Answering(nn.Module):
 
     def __init__(self, stack: Stack, mode: StackMode, *, names: tuple[str, ...], num_positional: int, one_input: bool) -> None:
         super().__init__()
-        self.__dict__["_places"] = _register(self, stack)
+        places = _register(self, stack)
         positional = ("input",) if num_positional == 1 else tuple(f"input_{i}" for i in range(num_positional))
 
         def forward(*args: Tensor, **kwargs: Tensor) -> Any:
             template = stack.template.value
-            template.put({source: _aliased(getattr(place, key)) for source, (place, key) in self._places.items()})
+            template.put({source: _aliased(getattr(place, key)) for source, (place, key) in places.items()})
             try:
                 if not one_input:
                     args, kwargs = Stack.wrap(args), Stack.wrap(kwargs)
                 with mode:
-                    return _simple(plain(template.module(*args, **kwargs), stack.num_members))
+                    return simple(plain(template.module(*args, **kwargs), stack.num_members))
             finally:
                 template.clear()
 
@@ -147,7 +147,7 @@ def _register(root: nn.Module, stack: Stack) -> dict[str, tuple[nn.Module, str]]
         for part in path:
             if part not in place._modules:
                 place.add_module(part, nn.Module())
-            place = place._modules[part]  # type: ignore[assignment]
+            place = place.get_submodule(part)
         value = values[home.source]
         if isinstance(value, nn.Parameter):
             place.register_parameter(key, value)
@@ -209,12 +209,12 @@ def _call(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     return ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
 
 
-def _simple(output: Any) -> Any:
+def simple(output: Any) -> Any:
     """Return an output in containers that any PyTorch can read back: mappings as dicts, without what is no tensor."""
     if isinstance(output, Mapping):
-        return {key: _simple(value) for key, value in output.items() if _is_simple(value)}
+        return {key: simple(value) for key, value in output.items() if _is_simple(value)}
     if isinstance(output, tuple | list):
-        items = [_simple(item) for item in output]
+        items = [simple(item) for item in output]
         return items if isinstance(output, list) else tuple(items)
     return output
 

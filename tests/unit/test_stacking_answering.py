@@ -14,7 +14,7 @@ from fusion.stacking.answering import answering, export, set_member
 from fusion.stacking.choices import Choices, Repeated
 from fusion.stacking.errors import NotStackableError
 from fusion.stacking.stack import stack
-from tests.unit.stacked_models import CASES, NUM_MEMBERS, alone, another, assert_near, logits, make_members, mapped, rows
+from tests.unit.stacked_models import CASES, NUM_MEMBERS, alone, another, assert_near, logits, make_members, rows
 from tests.zoo import Inputs, call
 
 NAMES = sorted(CASES)
@@ -92,7 +92,7 @@ def test_a_member_of_an_exported_stack_gets_other_weights():
     models[1] = other.eval()
     with torch.no_grad():
         assert_near(module(case.inputs), torch.stack(alone(models, [case.inputs] * NUM_MEMBERS)))
-    with pytest.raises(KeyError, match="missing .*conv1.bias.* unknown 'x'|missing"):
+    with pytest.raises(KeyError, match=r"missing .*conv1.bias.* unknown .*x"):
         set_member(module, 1, {"x": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"fc2.bias has shape \(2,\), not \(10,\)"):
         set_member(module, 1, {**other.state_dict(), "fc2.bias": torch.zeros(2)})
@@ -189,4 +189,3 @@ def test_tied_weights_stay_tied_and_are_swapped_under_both_names():
     assert list(module.state_dict()) == ["embed.weight", "head.weight"]
     set_member(module, 2, other.state_dict())
     assert_near(module(ids), torch.stack(alone([*models[:2], other], [ids] * NUM_MEMBERS)))
-    assert mapped(torch.clone, ids).shape == ids.shape

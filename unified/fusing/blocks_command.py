@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Group, RenderableType
 from rich.text import Text
-from torch import Tensor, nn
+from torch import nn
 
 from fusion.graph.block import Block, BlockSequence
 from fusion.graph.errors import FusionError
@@ -20,25 +18,17 @@ from fusion.graph.parse import parse
 from fusion.search.flops import block_flops
 from fusion.search.timer import Marks, Timing, evaluating, time_stages
 from unified.admission import ModelForm
-from unified.dataset_files import reference
-from unified.datasets import load_tensors
-from unified.errors import InvalidSubmission, Problem, UnifiedError
-from unified.fusing.rows import map_inputs
-from unified.fusing.sources import RESULT, read_result
+from unified.errors import UnifiedError
+from unified.fusing.examples import Example, example_of_data, find_model, umodel_example
 from unified.fusing.views import cost_text, plain_table
-from unified.job import JobSpec
 from unified.listeners import json_line
 from unified.quantities import MISSING, count_text
 from unified.run_command import EXIT_DONE
 from unified.submission.models import load_model, recognise
-from unified.submission.umodel_format import DTYPES
-from unified.submission.umodel_read import read_manifest
 from unified.terminal import line_writer, make_console, show
 
 MEASURE_SECONDS = 3.0
 NUM_EXAMPLES = 2
-
-Example = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,65 +169,9 @@ def model_and_example(path: Path, *, trust: bool) -> tuple[nn.Module, Example]:
     Raises:
         InvalidSubmission: If there is none, or it needs trust it does not have.
     """
-    if path.is_file():
-        file, spec = path, None
-    elif (path / RESULT).is_file():
-        job = read_result(path)
-        file, spec = job.model, job.spec
-    elif (path / "job.json").is_file():
-        spec = JobSpec.read(path / "job.json")
-        assert isinstance(spec.model, str), "a job.json holds a path"
-        file = path / spec.model
-    else:
-        raise InvalidSubmission([_nothing_there(path)])
-    ref = recognise(file, job=path.name, trust=trust, staged=False)
+    source = find_model(path)
+    ref = recognise(source.file, job=path.name, trust=trust, staged=False)
     model = load_model(ref, job=path.name)
     if ref.form is ModelForm.UMODEL:
-        return model, umodel_example(file)
-    return model, _example_of_data(path, spec)
-
-
-def umodel_example(path: Path) -> Example:
-    """Return samples of the shapes that an archive takes: normal noise, and zeros where it wants whole numbers."""
-    generator = torch.Generator().manual_seed(0)
-    inputs: dict[str, Tensor] = {}
-    records = read_manifest(path).inputs
-    for record in records:
-        dtype, shape = DTYPES[record.dtype], (NUM_EXAMPLES, *record.shape)
-        is_float = dtype.is_floating_point
-        inputs[record.name] = torch.randn(shape, generator=generator).to(dtype) if is_float else torch.ones(shape, dtype=dtype)
-    if any(record.position is None for record in records):
-        return inputs
-    values = tuple(inputs[record.name] for record in sorted(records, key=lambda record: record.position or 0))
-    return values[0] if len(values) == 1 else values
-
-
-def _example_of_data(path: Path, spec: JobSpec | None) -> Example:
-    if spec is None:
-        problem = _nothing_there(path, "a .umodel, or a job folder with data: this file does not say what it takes")
-        raise InvalidSubmission([problem])
-    if (path / RESULT).is_file():
-        train = read_result(path).train
-        if train is None:
-            raise InvalidSubmission([_nothing_there(path, "a result that says where its data was")])
-        inputs = load_tensors(train).inputs
-        return map_inputs(inputs, lambda tensor: tensor[:NUM_EXAMPLES].clone())
-    assert isinstance(spec.data.train, str), "a job.json holds a path"
-    tokenizer = None if spec.data.tokenizer is None else path / spec.data.tokenizer
-    with tempfile.TemporaryDirectory() as cache:
-        data = load_tensors(
-            reference(
-                path / spec.data.train,
-                columns=spec.data.columns,
-                tokenizer=tokenizer,
-                max_length=spec.data.max_length,
-                cache_dir=Path(cache),
-                job=spec.name,
-            )
-        )
-        return map_inputs(data.inputs, lambda tensor: tensor[:NUM_EXAMPLES].clone())
-
-
-def _nothing_there(path: Path, expected: str = "a job folder, a result of one, or a .umodel") -> Problem:
-    given = "something else" if path.exists() else "nothing there"
-    return Problem(code="E-FUSE", job=path.name, field=str(path), expected=expected, given=given, remedy="check the path")
+        return model, umodel_example(source.file, NUM_EXAMPLES)
+    return model, example_of_data(source, NUM_EXAMPLES)
