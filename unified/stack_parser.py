@@ -43,7 +43,9 @@ def add_stack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="samples to measure with (default: the first job's batch size, or 32)",
     )
     parser.add_argument("--device", default="cpu", metavar="auto|cpu|cuda:0", help="where the module is to run (default cpu)")
-    parser.add_argument("--threads", type=types.positive, metavar="T", help="CPU threads to measure with (default: PyTorch's)")
+    parser.add_argument(
+        "--threads", type=types.positive, metavar="T", help="CPU threads (default: as many as are fastest here)"
+    )
     parser.add_argument("--trust", action="store_true", help="accept model files that run their own code when loaded")
     parser.add_argument("--json", action="store_true", help="print one line of JSON in place of the table")
 

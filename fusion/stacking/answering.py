@@ -92,7 +92,7 @@ def set_member(module: nn.Module, index: int, state_dict: Mapping[str, Tensor]) 
     """Give a member of an exported stack other weights.
 
     Args:
-        module: Of :func:`answering`, or of ``torch.export.load(path).module()``.
+        module: Of :func:`answering`, or read back from an archive of it.
         index: The member's.
         state_dict: A member's own.
 

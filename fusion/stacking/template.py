@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ class Template:
 
     def __init__(self, model: nn.Module) -> None:
         memo = {id(tensor): tensor for tensor in _tensors(model)}  # shared with the copy for a moment, not copied
-        self.module = copy.deepcopy(model, memo)
+        self.module = _copied(model, memo)
         self.homes = tuple(_homes(self.module))
         self._recurrent = [module for module in self.module.modules() if isinstance(module, nn.RNNBase)]
         self.clear()
@@ -61,7 +62,7 @@ class Template:
 
     def filled(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """Return a module of its own with these tensors; they are not copied."""
-        made = copy.deepcopy(self.module)
+        made = _copied(self.module, {})
         copies = Template.__new__(Template)
         copies.module = made
         homes = zip(self.homes, _homes_like(self.module, made, self.homes), strict=True)
@@ -69,6 +70,12 @@ class Template:
         copies._recurrent = [module for module in made.modules() if isinstance(module, nn.RNNBase)]
         copies.put(tensors)
         return made
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    with warnings.catch_warnings():  # copying an exported program's graph, PyTorch warns of its own use of pytree
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(model, memo)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

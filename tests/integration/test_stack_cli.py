@@ -138,9 +138,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        (Small(width=5), r"parameter body.0.weight is \(5, 1, 3, 3\) torch.float32 against \(4, 1, 3, 3\) torch.float32"),
-        (Small(act=nn.GELU), "operator 2 is gelu against relu"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "is not there"),
+        (Small(width=5), "parameter body.0.weight is (5, 1, 3, 3) torch.float32 against (4, 1, 3, 3) torch.float32"),
+        (Small(act=nn.GELU), "operator 3 is aten.gelu.default against aten.relu.default"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "only the first has a parameter 1.weight"),
     ],
     ids=["width", "activation", "another"],
 )
@@ -150,7 +150,7 @@ def test_another_architecture_is_told_in_a_line(other, why, results, tmp_path, c
     line = refused(capsys, results / "digit-0", path, "--out", tmp_path / "x.pt2")
     first = results / "digit-0" / "model.umodel"
     assert line.startswith(f"unified: {path} is not of the architecture of {first}: ")
-    assert why.replace("\\", "") in line or "against" in line
+    assert why in line
     assert not (tmp_path / "x.pt2").exists()
 
 
@@ -186,7 +186,7 @@ def test_modules_are_not_changed_and_members_can_be_chosen_and_swapped():
         assert model.training
         assert all(torch.equal(value, before[name][key]) for key, value in model.state_dict().items())
     new = small(9).eval()
-    stacked.stack.eval().set_member(1, new.state_dict())
+    stacked.stack.set_member(1, new.state_dict())
     with torch.no_grad():
         assert_near(stacked.stack(samples(), members=[1]), torch.stack(alone([new], [samples()])))
 
@@ -198,6 +198,24 @@ def test_inputs_for_each_model():
         unified.stack([small(0), small(1)], [samples(4)])
     with pytest.raises(UnifiedError, match="at least one model"):
         unified.stack([], samples(4))
+
+
+def test_what_models_cannot_do_is_told():
+    with pytest.raises(UnifiedError, match="'0' does not take the samples: RuntimeError"):
+        unified.stack([small(0), small(1)], torch.zeros(4, 3))
+
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            shared = torch.zeros(4, 3)
+            shared[:, 0] = self.linear(x)[:, 0]
+            return shared
+
+    with pytest.raises(UnifiedError, match=r"cannot answer as one: NotImplementedError: .*all members share"):
+        unified.stack([Writes(), Writes()], torch.zeros(4, 3))
 
 
 def test_a_stack_that_answers_otherwise_is_noticed():

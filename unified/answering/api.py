@@ -17,7 +17,7 @@ from unified.answering.session import Stacked, inputs_for, repeated, stack_membe
 from unified.cores import use_threads
 from unified.device import parse_device
 from unified.errors import UnifiedError
-from unified.fusing.threads import threads_kept
+from unified.fusing.threads import choose_threads, threads_kept
 
 
 def stack(  # noqa: PLR0913 - all but two by name
@@ -28,7 +28,7 @@ def stack(  # noqa: PLR0913 - all but two by name
     out: str | Path | None = None,
     batch_size: int | None = None,
     device: str | None = None,
-    threads: int | None = None,
+    threads: int | str | None = None,
     trust: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Stacked:
@@ -44,7 +44,8 @@ def stack(  # noqa: PLR0913 - all but two by name
         out: The ``.pt2`` to write; beside it goes a ``.json``.
         batch_size: Samples to measure with; None: as many as there are in ``inputs``, or the first job's batch size.
         device: ``"auto"``, ``"cpu"`` or ``"cuda:0"``; None: where the modules are, the CPU for files.
-        threads: On a CPU, as many while this lasts; None: as many as PyTorch uses now.
+        threads: On a CPU, as many while this lasts, or ``"auto"``: as many as the models are fastest with; None: as many as
+            PyTorch uses now.
         trust: Accept model files that run their own code when loaded.
         progress: Told in a few words what is being done.
 
@@ -63,10 +64,11 @@ def stack(  # noqa: PLR0913 - all but two by name
         (torch.Size([3, 5, 2]), True)
     """
     tell = progress or (lambda _: None)
+    most = torch.get_num_threads()
     path = None if out is None else checked_file(Path(out))
     with threads_kept():
         if threads is not None:
-            use_threads(threads)
+            use_threads(threads if isinstance(threads, int) else 1)  # helper threads are made when they get cores of their own
         members = find_members(models, trust=trust, tell=tell)
         if not members:
             raise UnifiedError("expected at least one model, got none")
@@ -79,6 +81,8 @@ def stack(  # noqa: PLR0913 - all but two by name
         moved = pytree.tree_map(lambda value: value.to(where), batches)
         if device is not None:
             members = [replace(member, model=_moved(member, where)) for member in members]
+        if threads == "auto" and where.type == "cpu":
+            _choose_threads(members, moved[0], most)
         return stack_members(members, moved, one_input=one_input, out=path, notes=notes, tell=tell)
 
 
@@ -110,6 +114,11 @@ def _given(inputs: Any, num_members: int, batch_size: int | None, *, one_input: 
     if one_input:
         batches = [batches[0]] * num_members
     return batches if batch_size is None else [repeated(each, batch_size) for each in batches]
+
+
+def _choose_threads(members: Sequence[Answerer], inputs: Any, most: int) -> None:
+    if not isinstance(inputs, tuple):
+        choose_threads([member.model for member in members], inputs, len(pytree.tree_leaves(inputs)[0]), most=most)
 
 
 def _moved(member: Answerer, device: torch.device) -> nn.Module:

@@ -16,7 +16,7 @@ from unified.answering.api import stack
 from unified.answering.session import Stacked, StackReport
 from unified.fusing.views import cost_text, plain_table, times_text
 from unified.listeners import json_line
-from unified.quantities import count_text
+from unified.quantities import count_text, plural
 from unified.run_command import EXIT_DONE
 from unified.summary import finite
 from unified.terminal import line_writer, make_console, show
@@ -54,7 +54,7 @@ def stack_files(options: StackOptions) -> int:
             out=options.out,
             batch_size=options.batch_size,
             device=options.device,
-            threads=options.threads,
+            threads=options.threads or "auto",
             trust=options.trust,
             progress=tell,
         )
@@ -112,7 +112,8 @@ def end_lines(stacked: Stacked, out: Path) -> list[str]:
     size = "any batch size" if report.batch is None else f"a batch of {report.batch} only"
     return [
         *(f"note: {note}" for note in report.notes),
-        f"median times with a batch of {report.rows}; operators take the ways that were fastest with it",
+        f"median times with a batch of {report.rows} and {plural(report.threads, 'CPU thread')}; "
+        "operators take the ways that were fastest with it",
         f"{out} takes {form}, {size}, and needs torch alone; {out.with_suffix('.json').name} names its members",
     ]
 

@@ -128,8 +128,12 @@ def _difference(one: nn.Module, other: nn.Module) -> str | None:
         return None
     ours, theirs = _tensors(one), _tensors(other)
     for name in (*ours, *theirs):
-        if ours.get(name) != theirs.get(name):
-            return f"{name} is {ours.get(name, 'not there')} against {theirs.get(name, 'not there')}"
+        if name not in theirs:
+            return f"only the first has a {name}"
+        if name not in ours:
+            return f"only the second has a {name}"
+        if ours[name] != theirs[name]:
+            return f"{name} is {ours[name]} against {theirs[name]}"
     return _graph_difference(one, other) or found
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from fusion.search.timer import Timing, evaluating
@@ -20,9 +18,8 @@ from fusion.stacking.stack import Stack
 from fusion.stacking.stack import stack as stack_of
 from unified.answering.checking import call, largest_difference, time_both, tolerance
 from unified.answering.members import Answerer, check_alike, samples_of
+from unified.answering.writing import write_description, written
 from unified.errors import UnifiedError
-from unified.results import write_json
-from unified.summary import finite, versions
 
 Tell = Callable[[str], None]
 
@@ -39,6 +36,7 @@ class StackReport:
         parameters: Of one member.
         one_input: Whether all members get the same input.
         rows: The batch size it was measured with.
+        threads: CPU threads it was measured with.
         batch: The one batch size that the exported module takes; None: any.
         largest_difference: Between its answers and those of a model alone.
         relative_difference: The same over the largest answer.
@@ -52,6 +50,7 @@ class StackReport:
     parameters: int
     one_input: bool
     rows: int
+    threads: int
     batch: int | None
     largest_difference: float
     relative_difference: float
@@ -72,6 +71,7 @@ class StackReport:
             "parameters_per_member": self.parameters,
             "batch": self.batch,
             "measured_batch": self.rows,
+            "threads": self.threads,
             "largest_difference": self.largest_difference,
             "relative_difference": self.relative_difference,
             "seconds": self.together.median_seconds,
@@ -129,13 +129,10 @@ def stack_members(
     check_alike(members)
     models = [member.model for member in members]
     with evaluating(*models):
-        try:
-            many = stack_of(models)
-            tell("measuring and exporting")
-            exported = export(many, joined(inputs, one_input=one_input), one_input=one_input)
-        except NotStackableError as error:
-            raise UnifiedError(str(error)) from error
-        with _written(exported, out) as module:
+        _check_takes(members[0], inputs[0])
+        tell("measuring and exporting")
+        many, exported = _exported(models, joined(inputs, one_input=one_input), one_input=one_input)
+        with written(exported.program, out) as module:
             tell("comparing with each model alone")
             largest, relative = _checked(module, members, inputs, one_input=one_input, free=exported.batch is None)
             tell("timing")
@@ -145,6 +142,7 @@ def stack_members(
         parameters=sum(value.numel() for value in models[0].parameters()),
         one_input=one_input,
         rows=len(pytree.tree_leaves(inputs[0])[0]),
+        threads=torch.get_num_threads(),
         batch=exported.batch,
         largest_difference=largest,
         relative_difference=relative,
@@ -154,8 +152,28 @@ def stack_members(
         notes=tuple(notes),
     )
     if out is not None:
-        write_json(out.with_suffix(".json"), finite(_description(members, many, inputs[0], report)))
+        write_description(out, members, inputs[0], many.tensors(), report.to_json())
     return Stacked(module=module, stack=many, report=report, file=out)
+
+
+def _check_takes(member: Answerer, inputs: Any) -> None:
+    try:
+        with torch.no_grad():
+            call(member.model, inputs)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UnifiedError(f"{member.where} does not take the samples: {reason}") from error
+
+
+def _exported(models: Sequence[nn.Module], inputs: Any, *, one_input: bool) -> tuple[Stack, Exported]:
+    try:
+        many = stack_of(models)
+        return many, export(many, inputs, one_input=one_input)
+    except NotStackableError as error:
+        raise UnifiedError(str(error)) from error
+    except Exception as error:  # the models' own code runs, and takes each alone; what goes wrong is that they are many
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UnifiedError(f"these models cannot answer as one: {reason}") from error
 
 
 def joined(inputs: Sequence[Any], *, one_input: bool) -> Any:
@@ -207,42 +225,3 @@ def _checked(
             f"largest answer, where {tolerance(worst[2]):g} is allowed; nothing was written"
         )
     return worst[0], worst[1]
-
-
-@contextmanager
-def _written(exported: Exported, out: Path | None) -> Iterator[nn.Module]:
-    """Write the archive and give the module read back from it; it takes its place once all went well."""
-    if out is None:
-        yield exported.program.module()
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.stem}.{os.getpid()}.pt2")
-    try:
-        torch.export.save(exported.program, partial)
-        yield torch.export.load(partial).module()
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _description(members: Sequence[Answerer], many: Stack, inputs: Any, report: StackReport) -> dict[str, Any]:
-    """Return what stands beside the archive."""
-    named = inputs if isinstance(inputs, dict) else dict(enumerate([inputs] if isinstance(inputs, Tensor) else inputs))
-    return {
-        "format": 1,
-        "members": [
-            {
-                "name": name,
-                "file": None if member.source is None else str(member.source.file),
-                "sha256": member.sha256,
-            }
-            for name, member in zip(report.names, members, strict=True)
-        ],
-        "inputs": [
-            {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape[1:])}
-            for name, value in named.items()
-        ],
-        "tensors": {name: list(value.shape) for name, value in many.tensors().items()},
-        **report.to_json(),
-        "versions": versions(),
-    }

@@ -126,7 +126,7 @@ def _model_file(name: str, folder: Path) -> Path:
         str(folder),
         "the trained model beside result.json",
         "weights only, as for a module handed in from Python",
-        "call unified.fuse({name: module, …}, data) in Python, where the module is",
+        "in Python, where the module is, call unified.fuse({name: module, …}, data) or unified.stack([module, …], inputs)",
     )
 
 
