@@ -62,7 +62,7 @@ def test_a_folder_of_results_becomes_one_module(results, tmp_path, capsys):
     told = json.loads(out.with_suffix(".json").read_text())
     assert [member["name"] for member in told["members"]] == ["digit-0", "digit-1", "digit-2"]
     assert all(len(member["sha256"]) == 64 for member in told["members"])
-    assert told["inputs"] == [{"name": 0, "dtype": "float32", "shape": [1, 8, 8]}]
+    assert told["inputs"] == [{"name": None, "dtype": "float32", "shape": [1, 8, 8]}]
     assert told["tensors"]["head.weight"] == [3, 10, 144]
     assert told["measured_batch"] == 32
     assert told["relative_difference"] <= 1e-5

@@ -43,13 +43,15 @@ def test_a_stack_answers_as_each_model_alone(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_exported_stack_read_back_answers_as_each_model_alone_at_any_batch_size(name, one_input, tmp_path):
     models, case = make_members(name)
-    apart, together = own_inputs(case.inputs, 4)
-    exported = export(stack(models), case.inputs if one_input else together, one_input=one_input)
+    samples = case.inputs[:, :5] if name == "lstm" else case.inputs  # each time step is traced
+    _, together = own_inputs(samples, 4)
+    choices = Choices(("loop",) if one_input else ("grouped", "one cell for all members"))  # both ways, nothing measured
+    exported = export(stack(models, choices=choices), samples if one_input else together, one_input=one_input)
     torch.export.save(exported.program, tmp_path / "stack.pt2")
     module = torch.export.load(tmp_path / "stack.pt2").module()
     assert exported.batch is None
     for count in (4, 7, 1):
-        apart, together = own_inputs(case.inputs, count)
+        apart, together = own_inputs(samples, count)
         if one_input:
             apart, together = [apart[0]] * NUM_MEMBERS, apart[0]
         with torch.no_grad():
@@ -189,3 +191,38 @@ def test_tied_weights_stay_tied_and_are_swapped_under_both_names():
     assert list(module.state_dict()) == ["embed.weight", "head.weight"]
     set_member(module, 2, other.state_dict())
     assert_near(module(ids), torch.stack(alone([*models[:2], other], [ids] * NUM_MEMBERS)))
+
+
+@pytest.mark.parametrize("is_shared", [True, False], ids=["one input", "own inputs"])
+@pytest.mark.parametrize("norm_first", [True, False], ids=["norm first", "norm last"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_pytorchs_fused_encoder_layer_runs_once_for_all(activation, norm_first, is_shared):
+    """What an exported model in evaluation mode calls, on the very operator."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, activation=activation, norm_first=norm_first)
+    models: list[nn.Module] = [Fused(another(layer, seed).eval()) for seed in range(NUM_MEMBERS)]
+    inputs = [torch.randn(4, 5, 8) for _ in range(NUM_MEMBERS)]
+    inputs = [inputs[0]] * NUM_MEMBERS if is_shared else inputs
+    many = stack([model.eval() for model in models])
+    with torch.no_grad():
+        found = many(inputs[0]) if is_shared else many.each(inputs)
+    assert_near(found, torch.stack(alone(models, inputs)))
+    assert "_transformer_encoder_layer_fwd" not in {name for name, _, _ in many.explain()}
+
+
+class Fused(nn.Module):
+    """An encoder layer as one call of PyTorch's fused operator."""
+
+    def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer, attention = self.layer, self.layer.self_attn
+        return torch._transformer_encoder_layer_fwd(
+            x, attention.embed_dim, attention.num_heads,
+            attention.in_proj_weight, attention.in_proj_bias, attention.out_proj.weight, attention.out_proj.bias,
+            layer.activation_relu_or_gelu == 2, layer.norm_first, layer.norm1.eps,
+            layer.norm1.weight, layer.norm1.bias, layer.norm2.weight, layer.norm2.bias,
+            layer.linear1.weight, layer.linear1.bias, layer.linear2.weight, layer.linear2.bias,
+        )  # fmt: skip

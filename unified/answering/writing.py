@@ -50,7 +50,10 @@ def write_description(
         tensors: All members', by name.
         report: What was measured.
     """
-    named = inputs if isinstance(inputs, dict) else dict(enumerate([inputs] if isinstance(inputs, Tensor) else inputs))
+    if isinstance(inputs, dict):
+        given = list(inputs.items())
+    else:
+        given = [(None, value) for value in ([inputs] if isinstance(inputs, Tensor) else inputs)]  # by position
     content = {
         "format": 1,
         "members": [
@@ -59,7 +62,7 @@ def write_description(
         ],
         "inputs": [
             {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape[1:])}
-            for name, value in named.items()
+            for name, value in given
         ],
         "tensors": {name: list(value.shape) for name, value in tensors.items()},
         **report,
