@@ -1,8 +1,8 @@
 """Stacks against a plain loop, N processes and ``torch.func.vmap``: training and inference of N models of one architecture.
 
 ``python -m benchmarks.stacking [--quick] --out FILE.json`` prints tables, and writes every figure to FILE.json and a plot
-beside it. All ways are measured in turns in one process, so that a machine that slows down slows all of them; ratios are those of
-neighbours. Run it with nothing else running on the machine.
+beside it. All ways are measured in turns in one process, so that a machine that slows down slows all of them; ratios are
+those of neighbours. Run it with nothing else running on the machine.
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("models", fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels) if len(kinds) > 2 else 1, frameon=False, fontsize=9
+    )
     figure.savefig(path, dpi=130)
 
 
@@ -55,9 +57,9 @@ def _panel(axis: Axes, cells: Sequence[Cell]) -> None:
             linewidth=width,
             zorder=order,
         )
-        axis.fill_between(
-            counts, [r.low for _, r in found], [r.high for _, r in found], color=COLORS[way], alpha=0.15, linewidth=0
-        )
+        if way == "unified":
+            low, high = [ratio.low for _, ratio in found], [ratio.high for _, ratio in found]
+            axis.fill_between(counts, low, high, color=COLORS[way], alpha=0.2, linewidth=0)
     machine = [(cell.count, cell.whole_machine_seconds) for cell in cells if cell.whole_machine_seconds]
     label = "a stack per core, times N processes"
     values = [each["processes"] / each["stacks"] for _, each in machine]
