@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from schedulers import base
-from unified import events, messages
+from unified import events, messages, news
 from unified.budgets import Fault, Limits, Situation, decide, is_of_disk
 from unified.failures import accounts_of, clear_suspect, death_text, fault_of_death, situation_of, suspects_of
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Journal, Ledger
 from unified.nursery import Exit
-from unified.results import seal, timing_of
+from unified.results import seal
 from unified.slots import Slot
 from unified.turns import Turns
 
@@ -147,30 +147,12 @@ class Bookkeeper:
     def _take_progress(self, slot: Slot, record: JobRecord, report: messages.Progress) -> None:
         record.step, record.loss, record.is_safe = report.step, report.loss, False
         record.step_seconds = self._turns.step_seconds(record.name, self.clock(), report.step) or record.step_seconds
-        self.emit(
-            events.StepsDone(
-                at=self.clock(),
-                job=record.name,
-                slot=slot.index,
-                epoch=report.data_epoch,
-                step=report.step,
-                loss=report.loss,
-            )
-        )
+        self.emit(news.steps_done(report, slot.index, self.clock()))
 
     def _take_epoch(self, slot: Slot, record: JobRecord, report: messages.EpochEnded) -> None:
         row = report.row
         record.metrics, record.step = row, int(row["step"])
-        self.emit(
-            events.EpochDone(
-                at=self.clock(),
-                job=record.name,
-                slot=slot.index,
-                epoch=int(row["epoch"]),
-                step=record.step,
-                metrics=row,
-            )
-        )
+        self.emit(news.epoch_done(report, slot.index, self.clock()))
 
     def _take_checkpoint(self, slot: Slot, record: JobRecord, report: messages.Checkpointed) -> None:
         if not self.journal.checkpointed(record, report):
@@ -179,17 +161,7 @@ class Bookkeeper:
         record.is_safe, record.checkpoint_failed, record.num_infra_failures = True, False, 0
         record.last_checkpoint = self.clock() - report.seconds
         record.least_checkpoint_seconds, record.checkpoint_write_seconds = report.least_seconds, report.seconds
-        self.emit(
-            events.JobCheckpointed(
-                at=self.clock(),
-                job=record.name,
-                step=report.step,
-                path=str(report.path),
-                num_bytes=report.num_bytes,
-                seconds=report.seconds,
-                least_seconds=report.least_seconds,
-            )
-        )
+        self.emit(news.checkpointed(report, self.clock()))
         if record.suspected_beside and len(self.ledger.resident(slot.index)) == 1:
             clear_suspect(record, self.bans, self.journal)
 
@@ -200,15 +172,7 @@ class Bookkeeper:
             record.leaving, record.returns_at_once = None, False
             if record.state is JobState.PAUSING:
                 self.move(record, JobState.RUNNING, f"could not be paused: {report.reason}")
-        self.emit(
-            events.CheckpointRefused(
-                at=self.clock(),
-                job=record.name,
-                reason=report.reason,
-                is_disk=report.is_disk,
-                num_bytes=report.num_bytes,
-            )
-        )
+        self.emit(news.checkpoint_refused(report, self.clock()))
 
     def _take_turn(self, slot: Slot, record: JobRecord, report: messages.TurnEnded) -> None:
         record.step, record.is_returning, record.is_safe = report.step, report.done, False
@@ -304,19 +268,7 @@ class Bookkeeper:
 
     def tell_finished(self, record: JobRecord) -> None:
         """Tell that a job's result is on disk and verified."""
-        timing = timing_of(record)
-        self.emit(
-            events.JobFinished(
-                at=self.clock(),
-                job=record.name,
-                folder=str(record.results),
-                metrics=record.metrics,
-                waiting_seconds=timing.waiting,
-                training_seconds=timing.training,
-                completion_seconds=timing.completion,
-                peak_bytes=record.peak_bytes,
-            )
-        )
+        self.emit(news.finished(record, self.clock()))
 
     def fail(self, record: JobRecord, reason: str, *, to: JobState = JobState.FAILED, log: str = "", **changes: Any) -> None:
         """Note that a job has failed for good, for ``reason``."""

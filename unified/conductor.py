@@ -23,15 +23,14 @@ from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Ledger
 from unified.nursery import Exit, Nursery
 from unified.oom import num_oom_kills
-from unified.packing import Plan, Stage
+from unified.packing import Plan
 from unified.placement import Placement, wrong_grant
 from unified.planning import Planner
-from unified.quantities import plural
 from unified.slots import Slot
+from unified.stages import Stages
 
 MAX_IDLE_DEATHS = 3
 CHECKPOINT_ALL_SECONDS = 60.0
-_NO_STAGE = Stage(threads=None, slots=0, jobs=())
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +45,7 @@ class Conductor:
         nursery: Where workers come from.
         planner: Knows the devices and their memory.
         deterministic: Workers use deterministic kernels only.
+        stages: The slots, as planned.
         checkpoint_seconds: Interval between a job's checkpoints; None: they are written when :meth:`checkpoint` is called.
     """
 
@@ -55,38 +55,35 @@ class Conductor:
     planner: Planner
     deterministic: bool
     checkpoint_seconds: float | None = 30.0
-    slots: list[Slot] = field(default_factory=list)
-    _plan: Plan | None = None
-    _stage: Stage = _NO_STAGE
+    stages: Stages = field(init=False)
     num_wrong_decisions: int = 0
     _last_wrong: str = ""
     _num_idle_deaths: int = 0
     _oom_kills: int = field(default_factory=num_oom_kills)
 
+    def __post_init__(self) -> None:
+        self.stages = Stages(planner=self.planner, nursery=self.nursery)
+
     def adopt(self, plan: Plan) -> None:
         """Take over a plan: fix each job's threads and make the first stage's slots."""
-        self._plan = plan
+        self.stages.adopt(plan)
         for stage in plan.stages:
             for name in stage.jobs:
                 record = self._ledger[name]
                 record.num_threads = record.num_threads or stage.threads
-        if plan.stages:
-            self._enter(plan.stages[0])
 
     @property
     def _ledger(self) -> Ledger:
         return self.books.ledger
 
+    @property
+    def slots(self) -> list[Slot]:
+        """The slots of the moment."""
+        return self.stages.slots
+
     def describe_slots(self) -> tuple[str, ...]:
         """Return each slot in words, over all stages: ``"slot 0: cpu, 1 thread, then 2 threads"``."""
-        texts: list[str] = []
-        for stage in self._plan.stages if self._plan is not None else ():
-            for slot in self._make_slots(stage):
-                if slot.index < len(texts):
-                    texts[slot.index] += f", then {plural(slot.num_threads, 'thread')}"
-                else:
-                    texts.append(slot.describe())
-        return tuple(texts)
+        return self.stages.describe()
 
     @property
     def is_active(self) -> bool:
@@ -132,7 +129,7 @@ class Conductor:
 
     @property
     def _placement(self) -> Placement:
-        capacity = self.planner.capacity_of(self._stage)
+        capacity = self.stages.capacity_bytes
         return Placement(ledger=self._ledger, slots=self.slots, capacity_bytes=capacity, bans=self.books.bans)
 
     def receive(self, slot: Slot) -> None:
@@ -234,48 +231,25 @@ class Conductor:
 
     def stop(self) -> None:
         """End the workers; jobs that were resident go back to the queue with what their checkpoints hold."""
-        for slot in self.slots:
-            slot.send(messages.Shutdown())  # all at once: each may take a while
-        for slot in self.slots:
-            self._end_worker(slot)
+        self.stages.end_workers()
         for record in self._ledger.all():
             if record.slot is not None:
                 record.returns_at_once = False
                 self.books.settle_evicted(record, "its slot was closed down")
-        self.slots, self._stage = [], _NO_STAGE
+        self.stages.clear()
 
     def _belongs(self, record: JobRecord) -> bool:
         if record.num_threads is None:
-            record.num_threads = self._stage.threads  # it came while the run was under way
-        return record.num_threads == self._stage.threads
+            record.num_threads = self.stages.threads  # it came while the run was under way
+        return record.num_threads == self.stages.threads
 
     def _choose_stage(self) -> None:
         """Go to the stage of the first waiting job once nobody of the present stage is left."""
         living = [record for record in self._ledger.all() if record.is_ready or record.slot is not None]
-        if not living or any(self._belongs(record) for record in living) or self._plan is None:
+        if not living or any(self._belongs(record) for record in living) or not self.stages.is_planned:
             return
         wanted = living[0].num_threads
-        self._enter(next(stage for stage in self._plan.stages if stage.threads == wanted))
-
-    def _enter(self, stage: Stage) -> None:
-        """Change to a stage's slots: workers that are there already take over its number of threads."""
-        wanted = self._make_slots(stage)
-        for slot in self.slots[len(wanted) :]:
-            self._end_worker(slot)
-        for slot, old in zip(wanted, self.slots, strict=False):
-            slot.child = old.child
-            slot.send(messages.SetThreads(num_threads=slot.num_threads, first_core=slot.first_core))
-        self.slots, self._stage = wanted, stage
-
-    def _make_slots(self, stage: Stage) -> list[Slot]:
-        devices = enumerate(self.planner.devices_of(stage))
-        return [Slot(index=index, device=device, num_threads=stage.threads or 1) for index, device in devices]
-
-    def _end_worker(self, slot: Slot) -> None:
-        slot.send(messages.Shutdown())
-        if slot.child is not None:
-            self.nursery.reap(slot.child)
-            slot.child, slot.running = None, None
+        self.stages.enter_with(wanted)
 
     def _select(self, ready: Sequence[JobRecord]) -> list[base.Grant]:
         views = [record.view() for record in ready]

@@ -32,8 +32,9 @@ from unified.member import Member
 from unified.memory import count_parameters, estimate
 from unified.messages import Inspect, Inspected, StepsTimed, TimeSteps
 from unified.process_settings import ProcessSettings
+from unified.stepping import Hooks
 from unified.submission.models import load_model, recognise
-from unified.trainer import Hooks, Trainer
+from unified.trainer import Trainer
 
 MAX_TRIAL_STEPS = 4  #: the first one warms up
 TRIAL_SECONDS = 0.3  #: after which no further step is begun

@@ -15,42 +15,27 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import torch
 
 from unified import messages
 from unified.budgets import Fault, is_of_disk
-from unified.checkpoint import Saved, Snapshot, restore_checkpoint, restore_first, take_snapshot, write_snapshot
+from unified.checkpoint import restore_checkpoint, restore_first
 from unified.cores import use_threads
 from unified.datasets import DatasetPool
-from unified.errors import InvalidSubmission, UnifiedError
+from unified.errors import InvalidSubmission
 from unified.hybrid import HybridModule
 from unified.member import Member
 from unified.queue.faults import reach
+from unified.residents import Resident, Saver, one_line
 from unified.returning import Departure, depart, verify_departure, write_departure
+from unified.stepping import Failure, Hooks, describe_failure, fault_of
 from unified.submission.models import load_model
-from unified.trainer import Failure, Hooks, Trainer, describe_failure, fault_of
+from unified.trainer import Trainer
 
-MAX_CHECKPOINT_SECONDS = 600.0  #: no interval is stretched beyond this
-CHECKPOINT_SHARE = 0.02  #: of a job's time is what its checkpoints may cost; the interval is stretched to that
 MAX_LOG_CHARACTERS = 20_000
-
-
-@dataclass(slots=True, kw_only=True)
-class Resident:
-    """A member in the hybrid, how it came, and its checkpoints."""
-
-    member: Member
-    command: messages.Host
-    last_checkpoint: float
-    checkpoint_cost: float = 0.0
-
-    @property
-    def least_seconds(self) -> float:
-        """The shortest interval at which checkpoints are cheap enough for what the last one cost."""
-        return min(self.checkpoint_cost / CHECKPOINT_SHARE, MAX_CHECKPOINT_SECONDS)
 
 
 class Worker:
@@ -72,7 +57,7 @@ class Worker:
         self._residents: dict[str, Resident] = {}
         self._departing: dict[str, Departure] = {}
         self._epochs: dict[str, int] = {}
-        self._writing: threading.Thread | None = None
+        self._saver = Saver(say=self._say, later=self._inbox.put)
         self._running: str | None = None
         self._is_leaving = False
         self._is_stopping_turn = False
@@ -84,7 +69,7 @@ class Worker:
         threading.Thread(target=self._listen, daemon=True).start()
         while not (self._is_shutting_down and not self._departing):
             self._obey(self._inbox.get())
-        self._await_writing()
+        self._saver.finish()
 
     def _listen(self) -> None:
         try:
@@ -120,7 +105,7 @@ class Worker:
                 member, damaged = self._build(command)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the job's own model, data or checkpoint: it fails alone
             fault = Fault.INVALID if isinstance(error, InvalidSubmission) else fault_of(error)
-            self._say(messages.Failed(job=submission.name, reason=_one_line(error), step=0, fault=fault, log=_traceback(error)))
+            self._say(messages.Failed(job=submission.name, reason=one_line(error), step=0, fault=fault, log=_traceback(error)))
             return
         self._residents[submission.name] = Resident(member=member, command=command, last_checkpoint=time.monotonic())
         self._say(messages.Hosted(job=submission.name, step=member.progress.step, damaged=damaged))
@@ -174,7 +159,9 @@ class Worker:
 
     def _between_steps(self) -> bool:
         """Obey what has arrived; True if the running turn has to end."""
-        self._maybe_checkpoint(self._residents[self._running or ""])
+        resident = self._residents[self._running or ""]
+        if resident.is_checkpoint_due:
+            self._checkpoint(resident.member.name)
         # What draws random numbers here (hosting, separating, verifying) puts the running member's state back itself.
         # Once the turn is to end, the rest waits: the next turn must not begin inside this one.
         while not self._is_stopping_turn and not self._inbox.empty():
@@ -192,65 +179,13 @@ class Worker:
         finally:
             self._say(messages.Attending(job=job, is_over=True))
 
-    def _maybe_checkpoint(self, resident: Resident) -> None:
-        member, every = resident.member, resident.member.spec.checkpoint.every_steps
-        wanted = resident.command.checkpoint_seconds
-        if every is not None:
-            is_due = member.progress.step % every == 0
-        elif wanted is None:
-            return
-        else:
-            is_due = time.monotonic() - resident.last_checkpoint >= max(wanted, resident.least_seconds)
-        if is_due and not member.is_done:
-            self._checkpoint(member.name)
-
     def _checkpoint(self, job: str, *, is_leaving: bool = False) -> bool:
-        """Write a checkpoint: the state is copied now; unless the job is leaving, a thread writes it while others train.
-
-        Returns:
-            False, with a report, if the disk refuses a leaving job's: no reason for the job to end.
-        """
         resident = self._residents.get(job)
         if resident is None:
             return False
         if job == self._running:
             self._trainer.settle(resident.member)
-        self._await_writing()
-        began = time.monotonic()
-        snapshot = take_snapshot(resident.member, resident.command.checkpoints, resident.command.epoch)
-        resident.last_checkpoint = time.monotonic()
-        resident.checkpoint_cost = resident.last_checkpoint - began
-        if is_leaving:
-            return self._write_checkpoint(snapshot, resident, began, self._say, is_leaving=True)
-        later = lambda report: self._inbox.put(lambda: self._say(report))  # noqa: E731 - the main thread alone speaks
-        self._writing = threading.Thread(target=self._write_checkpoint, args=(snapshot, resident, began, later), daemon=True)
-        self._writing.start()
-        return True
-
-    def _write_checkpoint(
-        self,
-        snapshot: Snapshot,
-        resident: Resident,
-        began: float,
-        say: Callable[[messages.Report], None],
-        *,
-        is_leaving: bool = False,
-    ) -> bool:
-        job = resident.member.name
-        try:
-            saved = write_snapshot(snapshot, forgets_old=resident.command.restore_from is None)
-        except OSError as error:
-            is_disk, size = is_of_disk(error), len(snapshot.content)
-            reason = _one_line(error)
-            say(messages.CheckpointFailed(job=job, reason=reason, is_staying=is_leaving, is_disk=is_disk, num_bytes=size))
-            return False
-        say(_checkpointed(job, saved, time.monotonic() - began, resident.least_seconds))
-        return True
-
-    def _await_writing(self) -> None:
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
+        return self._saver.save(resident, is_leaving=is_leaving)
 
     def _evict(self, command: messages.Evict) -> None:
         if command.job not in self._residents or (command.keep and not self._checkpoint(command.job, is_leaving=True)):
@@ -313,7 +248,7 @@ class Worker:
 
     def _fail_departure(self, departure: Departure, error: BaseException) -> None:
         del self._departing[departure.name]
-        reason, log = _one_line(error), _traceback(error)
+        reason, log = one_line(error), _traceback(error)
         fault = Fault.DISK if is_of_disk(error) else fault_of(error)
         self._say(messages.Failed(job=departure.name, reason=reason, step=departure.step, fault=fault, log=log))
 
@@ -368,22 +303,5 @@ def _dataset_budget(device: torch.device) -> int:
     return free // 10
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:500]
-    return text if isinstance(error, UnifiedError) else f"{type(error).__name__}: {text}"
-
-
 def _traceback(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))[-MAX_LOG_CHARACTERS:]
-
-
-def _checkpointed(job: str, saved: Saved, seconds: float, least_seconds: float) -> messages.Checkpointed:
-    return messages.Checkpointed(
-        job=job,
-        step=saved.step,
-        path=saved.path,
-        sha256=saved.sha256,
-        num_bytes=saved.num_bytes,
-        seconds=seconds,
-        least_seconds=least_seconds,
-    )
