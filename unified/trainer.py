@@ -57,7 +57,7 @@ class Trainer:
     def go_on(self, turn: MemberTurn, between_steps: Callable[[], bool], is_over: Callable[[], bool]) -> None:
         """Train the turn's member until it is done or one of the two says stop; what it raises is raised."""
         member = turn.member
-        self.enter(member)
+        self._enter(member)
         self._turn = turn
         try:
             while not member.is_done:
@@ -71,18 +71,24 @@ class Trainer:
             turn.settle()
         finally:
             self._turn = None
-            self.leave(member)
+            self._leave(member)
 
-    def enter(self, member: Member) -> None:
+    def put_in_place(self, member: Member) -> None:
         """Put the member's random state, its precision and the process's switches in place."""
-        self.settings.restore(self.num_threads if self.device.type == "cpu" else None)
+        self.put_switches_back()
         member.random.restore()
         member.precision.enter_turn()
+
+    def put_switches_back(self) -> None:
+        """Turn the process's switches to where they were, whoever turned them."""
+        self.settings.restore(self.num_threads if self.device.type == "cpu" else None)
+
+    def _enter(self, member: Member) -> None:
+        self.put_in_place(member)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def leave(self, member: Member) -> None:
-        """Take the member's random state back, when the device is done with its steps."""
+    def _leave(self, member: Member) -> None:
         member.random = RandomState.capture(self.device)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
@@ -31,7 +31,9 @@ from unified.member import Member
 from unified.queue.faults import reach
 from unified.residents import Resident, Saver, one_line
 from unified.returning import Departure, depart, verify_departure, write_departure
-from unified.stepping import Failure, Hooks, describe_failure, fault_of
+from unified.stack_probe import Probe
+from unified.stack_trainer import StackHooks, StackTerms, StackTurn
+from unified.stepping import Failure, Hooks, TurnReport, describe_failure, fault_of
 from unified.submission.models import load_model
 from unified.trainer import Trainer
 
@@ -58,11 +60,18 @@ class Worker:
         self._departing: dict[str, Departure] = {}
         self._epochs: dict[str, int] = {}
         self._saver = Saver(say=self._say, later=self._inbox.put)
-        self._running: str | None = None
-        self._is_leaving = False
+        self._turn: StackTurn | None = None
+        self._probed: tuple[str, ...] = ()
+        self._probe = Probe()
         self._is_stopping_turn = False
         self._is_shutting_down = False
-        self._hooks = Hooks(between_steps=self._between_steps, on_progress=self._report_progress, on_epoch=self._report_epoch)
+        self._stack_hooks = StackHooks(
+            each=Hooks(between_steps=self._between_steps, on_progress=self._report_progress, on_epoch=self._report_epoch),
+            on_out=self._end_turn,
+            on_left=lambda member: self._let_go(member.name),
+            on_formed=self._report_formed,
+            on_refused=self._report_refused,
+        )
 
     def serve(self) -> None:
         """Obey commands until told to shut down, or until the engine is gone."""
@@ -87,6 +96,8 @@ class Worker:
                 self._host(command)
             case messages.RunTurn():
                 self._run_turn(command)
+            case messages.JoinTurn():
+                self._join_turn(command.job)
             case messages.WriteCheckpoint():
                 self._checkpoint(command.job)
             case messages.Evict():
@@ -129,24 +140,36 @@ class Worker:
         return member, damaged
 
     def _run_turn(self, command: messages.RunTurn) -> None:
-        assert self._running is None, "turns do not nest"
-        if command.job not in self._residents:
+        assert self._turn is None, "turns do not nest"
+        names = [name for name in (command.job, *command.companions) if name in self._residents]
+        if not names:
             return  # it failed or was evicted while the command was under way; the engine has been told
-        resident = self._residents[command.job]
-        member = resident.member
-        self._running, self._is_stopping_turn = command.job, self._is_shutting_down
-        report = self._trainer.run_turn(member, command.quantum, self._hooks)
-        is_leaving, self._is_leaving, self._running = self._is_leaving, False, None
+        self._is_stopping_turn = self._is_shutting_down
+        terms = StackTerms(
+            least_speedup=command.least_speedup,
+            speedup=command.speedup,
+            probe=self._probe_of(names) if command.companions else None,
+        )
+        self._turn = StackTurn(self._trainer, command.quantum, self._stack_hooks, terms)
+        for name in names:
+            self._turn.join(self._residents[name].member)
+        self._turn.run()
+        self._turn = None
+
+    def _probe_of(self, names: Sequence[str]) -> Probe:
+        """Return what is measured of these jobs as a stack, over several turns if these are short."""
+        if self._probed != tuple(names):
+            self._probed, self._probe = tuple(names), Probe()
+        return self._probe
+
+    def _end_turn(self, member: Member, report: TurnReport) -> None:
+        resident = self._residents[member.name]
         if report.failure is not None:
             self._fail(resident, report.failure)
             return
-        if is_leaving:
-            del resident, member  # or its memory would outlive it
-            self._let_go(command.job)
-            return
         self._say(
             messages.TurnEnded(
-                job=command.job,
+                job=member.name,
                 step=member.progress.step,
                 steps=report.steps,
                 seconds=report.seconds,
@@ -157,11 +180,29 @@ class Worker:
         if member.is_done:
             self._return(resident)
 
+    def _join_turn(self, job: str) -> None:
+        if job not in self._residents:
+            return  # as for a turn
+        member = self._residents[job].member
+        if self._turn is None:
+            self._end_turn(member, TurnReport(steps=0, seconds=0.0, failure=None))
+        else:
+            self._turn.join(member)
+
+    def _report_formed(self, members: Sequence[Member], speedup: float) -> None:
+        names = tuple(member.name for member in members)
+        self._say(messages.StackFormed(job=names[0], members=names, speedup=speedup))
+
+    def _report_refused(self, members: Sequence[Member], reason: str, speedup: float | None) -> None:
+        names = tuple(member.name for member in members)
+        self._say(messages.StackRefused(job=names[0], members=names, reason=reason, speedup=speedup))
+
     def _between_steps(self) -> bool:
         """Obey what has arrived; True if the running turn has to end."""
-        resident = self._residents[self._running or ""]
-        if resident.is_checkpoint_due:
-            self._checkpoint(resident.member.name)
+        assert self._turn is not None, "a turn is under way"
+        for member in self._turn.members:
+            if self._residents[member.name].is_checkpoint_due:
+                self._checkpoint(member.name)
         # What draws random numbers here (hosting, separating, verifying) puts the running member's state back itself.
         # Once the turn is to end, the rest waits: the next turn must not begin inside this one.
         while not self._is_stopping_turn and not self._inbox.empty():
@@ -183,15 +224,16 @@ class Worker:
         resident = self._residents.get(job)
         if resident is None:
             return False
-        if job == self._running:
-            self._trainer.settle(resident.member)
+        if self._turn is not None and resident.member in self._turn.members and not self._turn.settle(resident.member):
+            return False  # it fails instead
         return self._saver.save(resident, is_leaving=is_leaving)
 
     def _evict(self, command: messages.Evict) -> None:
         if command.job not in self._residents or (command.keep and not self._checkpoint(command.job, is_leaving=True)):
             return
-        if command.job == self._running:
-            self._is_leaving = self._is_stopping_turn = True  # it is let go when its turn has ended: till then it is in use
+        member = self._residents[command.job].member
+        if self._turn is not None and self._turn.is_in(member):
+            self._turn.leave(member)  # it is let go at the end of this step boundary: till then it is in use
         else:
             self._let_go(command.job)
 
