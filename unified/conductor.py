@@ -28,6 +28,7 @@ from unified.placement import Placement, wrong_grant
 from unified.planning import Planner
 from unified.slots import Slot
 from unified.stages import Stages
+from unified.units import Unit, Units
 
 MAX_IDLE_DEATHS = 3
 CHECKPOINT_ALL_SECONDS = 60.0
@@ -110,8 +111,12 @@ class Conductor:
         if not ready:
             return
         ready = self._make_way(ready)
-        for grant in self._select(ready):
-            self._grant(self._ledger[grant.unit_id], self.slots[grant.slot_id], grant.quantum)
+        units = {unit.leader.name: unit for unit in self._units.of(ready)}
+        for grant in self._select(list(units.values())):
+            self._grant(units[grant.unit_id], self.slots[grant.slot_id], grant.quantum)
+        for slot in self.slots:
+            if slot.may_be_joined and slot.turn:
+                self._let_join(slot, ready)
         for slot in self.slots:
             if slot.running is None:
                 self._fetch_parked_job(slot)
@@ -251,11 +256,23 @@ class Conductor:
         wanted = living[0].num_threads
         self.stages.enter_with(wanted)
 
-    def _select(self, ready: Sequence[JobRecord]) -> list[base.Grant]:
-        views = [record.view() for record in ready]
+    @property
+    def _units(self) -> Units:
+        return Units(
+            everybody=self._ledger.all(),
+            stacks=self.books.stacks,
+            placement=self._placement,
+            slots=self.slots,
+            bans=self.books.bans,
+        )
+
+    def _select(self, ready: Sequence[Unit]) -> list[base.Grant]:
+        views, leaders = [unit.view() for unit in ready], [unit.leader for unit in ready if unit.slot is None]
+        beside = {unit.leader.name: unit.companions for unit in ready}
         placement = self._placement
         slots = [
-            base.SlotView(id=slot.index, running=slot.running, accepts=placement.accepted(slot, ready)) for slot in self.slots
+            base.SlotView(id=slot.index, running=slot.running, accepts=placement.accepted(slot, leaders, beside))
+            for slot in self.slots
         ]
         try:
             grants = self.scheduler.select(self.books.clock(), views, slots)
@@ -270,14 +287,35 @@ class Conductor:
             logger.warning("scheduler %s: %s; this decision is taken by fcfs", self.books.scheduler_name, wrong)
         return FirstComeFirstServed().select(self.books.clock(), views, slots)
 
-    def _grant(self, record: JobRecord, slot: Slot, quantum: base.Quantum) -> None:
-        if record.slot is None:
-            if not self.books.begin_residency(slot, record) or not self._make_folder(record):
-                return
-            self._start_worker(slot, record)
-            slot.send(self._host(record))
-        slot.send(messages.RunTurn(job=record.name, quantum=quantum))
-        self.books.begin_turn(slot, record)
+    def _grant(self, unit: Unit, slot: Slot, quantum: base.Quantum) -> None:
+        records = [record for record in unit.records if record.slot is not None or self._take(record, slot)]
+        if not records:
+            return
+        slot.send(self.books.stacks.turn_of(records, quantum))
+        slot.may_be_joined = isinstance(quantum, base.UntilDone)
+        for record in records:
+            self.books.begin_turn(slot, record)
+
+    def _let_join(self, slot: Slot, ready: Sequence[JobRecord]) -> None:
+        """Let jobs that are left over join a turn of jobs like them, as far as they are wanted there."""
+        stacks, leader = self.books.stacks, self._ledger.get(slot.turn[0])
+        kind = None if leader is None else stacks.kind_of(leader)
+        for record in ready:
+            if kind is None or not record.is_ready or stacks.kind_of(record) != kind:
+                continue
+            if not self._units.may_join(record, slot):
+                break
+            if record.slot is not None or self._take(record, slot):
+                slot.send(messages.JoinTurn(job=record.name))
+                self.books.begin_turn(slot, record)
+
+    def _take(self, record: JobRecord, slot: Slot) -> bool:
+        """Take a job to a slot; False if it is no longer ours, or its results have no place."""
+        if not self.books.begin_residency(slot, record) or not self._make_folder(record):
+            return False
+        self._start_worker(slot, record)
+        slot.send(self._host(record))
+        return True
 
     def _start_worker(self, slot: Slot, record: JobRecord) -> None:
         """Start the slot's worker if it has none.

@@ -32,6 +32,7 @@ from unified.member import Member
 from unified.memory import count_parameters, estimate
 from unified.messages import Inspect, Inspected, StepsTimed, TimeSteps
 from unified.process_settings import ProcessSettings
+from unified.stack_key import stack_key
 from unified.stepping import Hooks
 from unified.submission.models import load_model, recognise
 from unified.trainer import Trainer
@@ -97,8 +98,9 @@ def _read(request: Inspect) -> tuple[Submission, nn.Module, tuple[Problem, ...]]
     found.problems += component_problems(spec.name, optimizer=spec.optimizer, params=module.parameters())
     found.raise_if_any()
     measured, problems = _estimate(spec, module, train, request.device_type)
-    submission = Submission(spec=spec, folder=folder, model=model, train=train, test=test, estimate=measured, id=request.id)
-    return submission, module, problems
+    key = None if problems else stack_key(spec, module, load_tensors(train))
+    submission = Submission(spec=spec, folder=folder, model=model, train=train, test=test, estimate=measured)
+    return replace(submission, id=request.id, stack_key=key), module, problems
 
 
 class _Found:

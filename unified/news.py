@@ -50,6 +50,14 @@ def checkpoint_refused(report: messages.CheckpointFailed, at: float) -> events.C
     )
 
 
+def stack(report: messages.StackFormed | messages.StackRefused, slot: int, at: float) -> events.JobEvent:
+    """Return the news that jobs on ``slot`` step as one from now on, or do not."""
+    kind = {"at": at, "job": report.job, "slot": slot, "members": report.members}
+    if isinstance(report, messages.StackFormed):
+        return events.StackFormed(**kind, speedup=report.speedup)
+    return events.StackRefused(**kind, reason=report.reason, speedup=report.speedup)
+
+
 def finished(record: JobRecord, at: float) -> events.JobFinished:
     """Return the news that a job's result is on disk and verified."""
     timing = timing_of(record)

@@ -96,4 +96,4 @@ class Stages:
         slot.send(messages.Shutdown())
         if slot.child is not None:
             self.nursery.reap(slot.child)
-            slot.child, slot.running = None, None
+            slot.child, slot.turn = None, ()
