@@ -166,7 +166,7 @@ class Engine:
 
     def dry_run(self) -> RunPlan:
         """Say what :meth:`run` would do: order, slots and threads, memory, shared data; nothing is started."""
-        return self._planner.describe(self._make_plan(), self._ledger.all(), self._scheduler)
+        return self._planner.describe(self._make_plan(), self._ledger.all(), self._scheduler, self._books.stacks)
 
     def run(self) -> Iterator[Result]:
         """Train what was submitted and yield each job's result the moment it is on disk, verified.

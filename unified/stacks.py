@@ -37,6 +37,11 @@ class Stacks:
             return None
         return key, record.num_threads
 
+    def group_key(self, record: JobRecord, num_threads: int | None) -> str | None:
+        """Return what is equal for jobs that may be in one stack: kind and priority; None for a job that steps by itself."""
+        kind = self.kind_of(record)
+        return None if kind is None else f"{kind[0]} {num_threads} {record.submission.spec.priority}"
+
     def turn_of(self, records: Sequence[JobRecord], quantum: Quantum) -> RunTurn:
         """Return the command to train these jobs, as one if there are several and that pays."""
         kind = self.kind_of(records[0]) if len(records) > 1 else None

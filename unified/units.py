@@ -88,8 +88,7 @@ class Units:
         return is_wanted and self.placement.fits(record, slot, members)
 
     def _key(self, record: JobRecord) -> str | None:
-        kind = self.stacks.kind_of(record)
-        return None if kind is None else f"{kind[0]} {kind[1]} {record.submission.spec.priority}"
+        return self.stacks.group_key(record, record.num_threads)
 
     def _rules(self, ready: Sequence[JobRecord]) -> Rules:
         running = Counter(key for record in self.everybody if record.is_running and (key := self._key(record)) is not None)
