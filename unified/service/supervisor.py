@@ -116,7 +116,7 @@ class Supervisor:
             limits=self.limits,
             keeps_cancelled=True,
             bans=set(store.bans()),
-            stacks=Stacks(is_on=not config.deterministic),
+            stacks=Stacks(is_on=config.stacking and not config.deterministic),
         )
         self.conductor = Conductor(
             books=self.books,
