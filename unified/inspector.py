@@ -97,10 +97,17 @@ def _read(request: Inspect) -> tuple[Submission, nn.Module, tuple[Problem, ...]]
     found.problems += [*_data_problems(spec, train, test), *_state_problems(spec, module)]
     found.problems += component_problems(spec.name, optimizer=spec.optimizer, params=module.parameters())
     found.raise_if_any()
+    key = _stack_key(spec, module, train)  # now: the model's own code, called below, may turn the process's switches
     measured, problems = _estimate(spec, module, train, request.device_type)
-    key = None if problems else stack_key(spec, module, load_tensors(train))
     submission = Submission(spec=spec, folder=folder, model=model, train=train, test=test, estimate=measured)
-    return replace(submission, id=request.id, stack_key=key), module, problems
+    return replace(submission, id=request.id, stack_key=None if problems else key), module, problems
+
+
+def _stack_key(spec: JobSpec, module: nn.Module, train: DatasetRef) -> str | None:
+    try:
+        return stack_key(spec, module, load_tensors(train))
+    except Exception:  # noqa: BLE001 - the model's own words for itself; it steps by itself then
+        return None
 
 
 class _Found:

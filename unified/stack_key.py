@@ -15,6 +15,8 @@ from unified.submission.interpreter import ArchiveModule
 
 #: Optimizers whose hyper-parameters may differ between the members of a stack.
 OPTIMIZERS = frozenset({"SGD", "Adam", "AdamW", "RMSprop", "Adagrad"})
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_COMMON = frozenset(vars(nn.Module()))  #: attributes of every module
 
 
 def stack_key(spec: JobSpec, module: nn.Module, train: TensorData) -> str | None:
@@ -28,7 +30,7 @@ def stack_key(spec: JobSpec, module: nn.Module, train: TensorData) -> str | None
         module: Its model.
         train: Its training data, for shapes and dtypes.
     """
-    if spec.stacking != "auto" or spec.precision != "fp32" or spec.optimizer.name not in OPTIMIZERS:
+    if spec.stacking != "auto" or spec.precision != "fp32" or spec.optimizer.name not in OPTIMIZERS or _has_hooks(module):
         return None
     inputs, targets = train.batch(torch.arange(1))
     named = inputs if isinstance(inputs, dict) else {"": inputs}
@@ -58,9 +60,30 @@ def _structure(module: nn.Module) -> Any:
         constants = [hashlib.sha256(repr(constant.tolist()).encode()).hexdigest() for constant in state.constants]
         return {name: repr(graph) for name, graph in sorted(state.graphs.items())} | {"constants": constants}
     return [
-        (name, f"{type(child).__module__}.{type(child).__qualname__}", child.extra_repr())
+        (name, _called(type(child)), child.extra_repr(), _attributes(child))
         for name, child in module.named_modules(remove_duplicate=False)
     ]
+
+
+def _attributes(module: nn.Module) -> list[tuple[str, str]]:
+    """Return what a module keeps beside tensors and other modules: its forward may depend on it."""
+    own = {name: value for name, value in vars(module).items() if name not in _COMMON}
+    return [(name, _text(value)) for name, value in sorted(own.items())]
+
+
+def _text(value: Any) -> str:
+    """Show a value so that equal ones look equal in every process; what only an address tells apart, by its type."""
+    text = repr(value)
+    return f"{_called(type(value))} {getattr(value, '__qualname__', '')}" if " at 0x" in text else text
+
+
+def _called(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks on while the model is called, for whom stepping as one would not be the same."""
+    return any(bool(getattr(child, hooks)) for child in module.modules() for hooks in _HOOKS)
 
 
 def _flags(kwargs: dict[str, Any]) -> dict[str, Any]:
