@@ -86,6 +86,25 @@ class TurnEnded(JobEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StackFormed(JobEvent):
+    """The ``members``, led by the job, step as one on ``slot`` from now on, ``speedup`` times faster than side by side."""
+
+    slot: int
+    members: tuple[str, ...]
+    speedup: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackRefused(JobEvent):
+    """The ``members`` do not step as one, for ``reason``, and go on one at a time; ``speedup`` if it was measured."""
+
+    slot: int
+    members: tuple[str, ...]
+    reason: str
+    speedup: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobPaused(JobEvent):
     """The job was paused at step ``step``; its state is in a checkpoint, its memory is free."""
 

@@ -32,8 +32,10 @@ from unified.member import Member
 from unified.memory import count_parameters, estimate
 from unified.messages import Inspect, Inspected, StepsTimed, TimeSteps
 from unified.process_settings import ProcessSettings
+from unified.stack_key import stack_key
+from unified.stepping import Hooks
 from unified.submission.models import load_model, recognise
-from unified.trainer import Hooks, Trainer
+from unified.trainer import Trainer
 
 MAX_TRIAL_STEPS = 4  #: the first one warms up
 TRIAL_SECONDS = 0.3  #: after which no further step is begun
@@ -95,9 +97,17 @@ def _read(request: Inspect) -> tuple[Submission, nn.Module, tuple[Problem, ...]]
     found.problems += [*_data_problems(spec, train, test), *_state_problems(spec, module)]
     found.problems += component_problems(spec.name, optimizer=spec.optimizer, params=module.parameters())
     found.raise_if_any()
+    key = _stack_key(spec, module, train)  # now: the model's own code, called below, may turn the process's switches
     measured, problems = _estimate(spec, module, train, request.device_type)
-    submission = Submission(spec=spec, folder=folder, model=model, train=train, test=test, estimate=measured, id=request.id)
-    return submission, module, problems
+    submission = Submission(spec=spec, folder=folder, model=model, train=train, test=test, estimate=measured)
+    return replace(submission, id=request.id, stack_key=None if problems else key), module, problems
+
+
+def _stack_key(spec: JobSpec, module: nn.Module, train: DatasetRef) -> str | None:
+    try:
+        return stack_key(spec, module, load_tensors(train))
+    except Exception:  # noqa: BLE001 - the model's own words for itself; it steps by itself then
+        return None
 
 
 class _Found:

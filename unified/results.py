@@ -130,6 +130,8 @@ def seal(record: JobRecord, returned: Returned, *, scheduler: str, device: str) 
         "device": device,
         "scheduler": scheduler,
         "ran_beside": sorted(record.companions),
+        "stacked_with": sorted(record.stacked_with),
+        "stack_speedup": record.stack_speedup,
         "sha256": returned.hashes,
         "versions": returned.versions,
         "job": spec.to_json(),

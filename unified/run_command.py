@@ -49,6 +49,7 @@ class RunOptions:
     trust: bool = False
     resume: bool = False
     deterministic: bool = False
+    stacking: bool = True
     dry_run: bool = False
     as_json: bool = False
     command: tuple[str, ...] = ()
@@ -65,6 +66,7 @@ class RunOptions:
             trust=self.trust,
             resume=self.resume,
             deterministic=self.deterministic,
+            stacking=self.stacking,
             listeners=listeners,
             nursery=self.nursery,
         )

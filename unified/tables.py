@@ -58,6 +58,9 @@ def plan_tables(plan: RunPlan) -> RenderableType:
     parts.append(Text(f"  why: {plan.reason}"))
     if plan.predicted_seconds is not None:
         parts.append(Text(f"  all done after about {seconds_text(plan.predicted_seconds)}"))
+    if plan.stacks:
+        parts.append(Text("stacks to be tried: they step as one if that is measured to be faster"))
+        parts += [Text(f"  {', '.join(names)}") for names in plan.stacks]
     parts += [Text("shared data"), *map(Text, _shared_lines(plan))]
     return Group(*parts)
 

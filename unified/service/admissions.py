@@ -50,6 +50,7 @@ def to_json(submission: Submission, step_seconds: float | None, root: Root) -> d
         "test": test,
         "estimate": asdict(submission.estimate),
         "step_seconds": step_seconds,
+        "stack_key": submission.stack_key,
     }
 
 
@@ -74,6 +75,7 @@ def from_json(row: JobRow, root: Root) -> Submission | None:
         test=None if test is None else DatasetRef(**test),
         estimate=Estimate(**found["estimate"]),
         id=row.id,
+        stack_key=found.get("stack_key"),
     )
 
 
