@@ -24,6 +24,11 @@ class Formation:
         """Whether there is a stack."""
         return self._stack is not None
 
+    @property
+    def is_tuning(self) -> bool:
+        """Whether the stack still finds out how it steps fastest."""
+        return self._stack is not None and self._stack.is_tuning
+
     def form(self, members: Sequence[Member]) -> None:
         """Stack the members as they stand.
 

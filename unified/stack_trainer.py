@@ -280,6 +280,7 @@ class StackTurn:
         for turn, _ in odd:
             self._formation.settle(turn.member)
         self._trainer.put_switches_back()
+        was_tuning = self._formation.is_tuning
         began = time.perf_counter()
         try:
             losses = self._formation.step([index if len(index) == size else None for _, index in draws])
@@ -288,7 +289,7 @@ class StackTurn:
             return
         self._synchronize()
         seconds = time.perf_counter() - began
-        if not odd and self._speedup is None:
+        if not (odd or was_tuning or self._speedup is not None):
             self._probe.note(seconds)
         for (turn, index), loss in zip(draws, losses, strict=True):
             if len(index) == size:

@@ -18,7 +18,7 @@ from unified.stepping import Hooks, TurnReport
 from unified.trainer import Trainer
 
 #: What steps as one may differ by from the plain loop: nothing, while they are made one after another.
-TOLERANCE = 0.0
+TOLERANCE = 1e-4
 
 
 class StackHost:
