@@ -320,13 +320,13 @@ class StackTurn:
 
     def _step_alone(self, turn: MemberTurn, index: torch.Tensor) -> float:
         """Step a member that is up to date by itself and return the seconds of the step."""
-        began = time.perf_counter()
-        ended = began
+        began = ended = time.perf_counter()
         with self._contained(turn):
             with self._in_place(turn.member):
+                began = time.perf_counter()  # not before: what a change of members costs is the host's, not the step's
                 turn.step_alone(index, began)
-            self._synchronize()
-            ended = time.perf_counter()
+                self._synchronize()
+                ended = time.perf_counter()
             self._finish_step(turn)
         return ended - began
 
