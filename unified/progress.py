@@ -44,6 +44,8 @@ class JobProgress:
         epoch: The epoch it is in, or was last in, from 1; 0 before the first.
         in_turn_since: When its present turn began; None between turns.
         finished: The engine's own last word on a finished job: its times, metrics and peak.
+        sweep: The sweep that it is a member of, if it is one.
+        values: What it got from it, by field.
     """
 
     name: str
@@ -71,6 +73,8 @@ class JobProgress:
     turns: int = 0
     turn_seconds: float = 0.0
     finished: JobFinished | None = None
+    sweep: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
 
     @property
     def training_seconds(self) -> float:
@@ -118,6 +122,7 @@ class JobProgress:
         """Return the job's entry in ``summary.json``."""
         return {
             "user": self.user,
+            "sweep": None if self.sweep is None else {"name": self.sweep, "values": self.values},
             "state": str(self.state),
             "reason": self.reason,
             "log": self.log,
@@ -142,6 +147,7 @@ class JobProgress:
 
 def _submitted(job: JobProgress, event: JobSubmitted) -> None:
     job.user, job.submitted_at = event.user, event.at
+    job.sweep, job.values = event.sweep, event.values
     job.num_parameters, job.estimated_peak_bytes = event.num_parameters, event.peak_bytes
     job.num_epochs, job.num_steps = event.num_epochs, event.num_steps
     job.first_step = job.step = event.first_step
