@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.jobs import changed
+from tests.unit.test_job_schema import fits
 from unified.errors import InvalidSubmission
 from unified.job import JobSpec
 from unified.sweeps import MAX_MEMBERS, member_fields
@@ -94,6 +95,8 @@ def test_a_sweep_comes_back_from_json_and_changes_nothing(sweep):
     fields = changed(sweep=sweep)
     before = copy.deepcopy(fields)
     job = JobSpec.parse(fields, asks_torch=False)
+    schema = JobSpec.json_schema()
+    assert all(fits(each.to_json(), schema, schema["$defs"]) for each in (job, *job.members()))
     assert JobSpec.parse(json.loads(json.dumps(job.to_json())), asks_torch=False) == job
     assert [member["name"] for member in member_fields(fields)] == [member.name for member in job.members()]
     assert fields == before
