@@ -137,17 +137,22 @@ class Engine:
         return time.monotonic() - self._began
 
     def submit(self, job: JobSpec) -> str:
-        """Hand in a job made in Python and return its name.
+        """Hand in a job made in Python and return its name; of a sweep the sweep's, while each member has its own.
 
         Raises:
             InvalidSubmission: With everything that is wrong with it.
             DoesNotFitError: If no slot could ever hold it.
             UnifiedError: If its name is taken.
         """
-        return self.submit_all([job])[0]
+        self.submit_all([job])
+        return job.name
 
     def submit_all(self, jobs: Sequence[JobSpec]) -> list[str]:
-        """Hand in several jobs at once, which are read side by side; raises as :meth:`submit` does, for all of them."""
+        """Hand in several jobs at once, which are read side by side; raises as :meth:`submit` does, for all of them.
+
+        Returns:
+            Their names, with those of the members of sweeps.
+        """
         return self._admit(lambda: self._intake.read_specs(jobs))
 
     def submit_folders(self, folders: Sequence[str | Path]) -> list[str]:
@@ -160,8 +165,8 @@ class Engine:
         """
         return self._admit(lambda: self._intake.read_folders([Path(folder) for folder in folders]))
 
-    def inspect_folder(self, folder: str | Path) -> messages.Inspected:
-        """Read one job folder without submitting it."""
+    def inspect_folder(self, folder: str | Path) -> tuple[messages.Inspected, ...]:
+        """Read one job folder without submitting it; of a sweep there is an answer for each member."""
         return self._intake.inspect(Path(folder))
 
     def dry_run(self) -> RunPlan:

@@ -170,6 +170,7 @@ class JobRecord:
 def submitted_event(record: JobRecord) -> JobSubmitted:
     """Return the news that a job was accepted."""
     submission = record.submission
+    origin = submission.spec.from_sweep
     return JobSubmitted(
         at=record.submit_time,
         job=record.name,
@@ -180,6 +181,8 @@ def submitted_event(record: JobRecord) -> JobSubmitted:
         num_parameters=submission.estimate.num_parameters,
         peak_bytes=submission.estimate.peak_bytes,
         first_step=record.step,
+        sweep=None if origin is None else origin.name,
+        values={} if origin is None else dict(origin.values),
     )
 
 

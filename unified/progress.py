@@ -48,6 +48,8 @@ class JobProgress:
         stack: With whom it steps as one just now, itself included, the leader first; empty if it does not.
         stacked_with: With whom it ever did.
         stack_speedup: How many times faster that was than side by side, when last measured.
+        sweep: The sweep that it is a member of, if it is one.
+        values: What it got from it, by field.
     """
 
     name: str
@@ -78,6 +80,8 @@ class JobProgress:
     stack: tuple[str, ...] = ()
     stacked_with: set[str] = field(default_factory=set)
     stack_speedup: float | None = None
+    sweep: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
 
     @property
     def training_seconds(self) -> float:
@@ -130,6 +134,7 @@ class JobProgress:
         """Return the job's entry in ``summary.json``."""
         return {
             "user": self.user,
+            "sweep": None if self.sweep is None else {"name": self.sweep, "values": self.values},
             "state": str(self.state),
             "reason": self.reason,
             "log": self.log,
@@ -156,6 +161,7 @@ class JobProgress:
 
 def _submitted(job: JobProgress, event: JobSubmitted) -> None:
     job.user, job.submitted_at = event.user, event.at
+    job.sweep, job.values = event.sweep, event.values
     job.num_parameters, job.estimated_peak_bytes = event.num_parameters, event.peak_bytes
     job.num_epochs, job.num_steps = event.num_epochs, event.num_steps
     job.first_step = job.step = event.first_step

@@ -102,8 +102,8 @@ class Reader:
     timeout_seconds: float | None = None
     _children: list[Child] = field(default_factory=list)
 
-    def read(self, requests: Sequence[Inspect]) -> list[Inspected]:
-        """Return what was found, in the order of ``requests``.
+    def read(self, requests: Sequence[Inspect]) -> list[tuple[Inspected, ...]]:
+        """Return what was found, in the order of ``requests``: one answer for a job, one for each member of a sweep.
 
         Raises:
             WorkerDiedError: If an inspector died; the message names the folder it was reading.

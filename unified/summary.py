@@ -69,7 +69,7 @@ class Summary:
         return max(known) if known and len(known) == len(ends) else self.now
 
     def to_json(self, command: Sequence[str] = ()) -> dict[str, Any]:
-        """Return what ``summary.json`` holds: plain JSON, every number finite (others are null).
+        """Return what ``summary.json`` holds, its sweeps aside: plain JSON, every number finite (others are null).
 
         Args:
             command: The command line of the run.
