@@ -17,7 +17,7 @@ from unified.stack_trainer import StackHooks, StackTerms, StackTurn
 from unified.stepping import Hooks, TurnReport
 from unified.trainer import Trainer
 
-#: What steps as one may differ by from the plain loop: nothing, while they are made one after another.
+#: What steps as one may differ by from the plain loop in float32: rounding in another order, over some thirty steps.
 TOLERANCE = 1e-4
 
 
