@@ -20,9 +20,9 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
 from fusion.stacking.choices import Choices
-from fusion.stacking.errors import ValueDependentError
+from fusion.stacking.errors import NotStackableError, ValueDependentError
 from fusion.stacking.member_random import MemberRandom
-from fusion.stacking.stacked_tensor import StackedTensor
+from fusion.stacking.stacked_tensor import StackedTensor, share_memory
 
 Rule = Callable[["StackMode", Callable[..., Any], tuple, dict[str, Any]], Any]
 
@@ -67,6 +67,7 @@ class StackMode(TorchFunctionMode):
         self.ways: Counter[tuple[str, str]] = Counter()  #: how often which operator went which way
         self._rules = rules
         self._resolved: dict[Any, Rule] = {}
+        self._running: set[Any] = set()  # Python functions whose bodies are being run
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -87,10 +88,13 @@ class StackMode(TorchFunctionMode):
 
         Raises:
             ValueDependentError: If what it gives differs in shape, or as a plain value, between the members.
+            NotStackableError: If it writes members' values where all members read.
         """
         self.ways[name_of(func), way] += 1
         may_draw = way in {NO_RULE, MEMBER_DRAWS}
         target = args[0] if args and _writes(func) else None
+        if isinstance(target, Tensor) and not isinstance(target, StackedTensor):
+            raise shared_write(func)
         results = []
         for index in range(self.num_members):
             own_args, own_kwargs = _part(args, index), _part(kwargs, index)
@@ -100,7 +104,9 @@ class StackMode(TorchFunctionMode):
                 results.append(func(*own_args, **own_kwargs))
         if isinstance(target, StackedTensor):
             return target.become_parts(target.parts()) if target.is_split else target.become(target.merged())
-        return _joined(results, func)
+        joined = _joined(results, func)
+        mark_aliases(joined, (*args, *kwargs.values()))
+        return joined
 
     def explain(self) -> list[tuple[str, str, int]]:
         """Return (operator, way, how often) of what did not run once for all members, most frequent first."""
@@ -108,8 +114,14 @@ class StackMode(TorchFunctionMode):
 
     def run_body(self, func: types.FunctionType, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run the body of one of PyTorch's Python functions; the operators in it come back to the rules."""
-        with self:
-            return unguarded(func)(*args, **kwargs)
+        if func in self._running:  # a helper of its own has asked again whether an argument overrides it
+            return self.each(func, args, kwargs)
+        self._running.add(func)
+        try:
+            with self:
+                return unguarded(func)(*args, **kwargs)
+        finally:
+            self._running.discard(func)
 
     def _rule_of(self, func: Callable[..., Any]) -> Rule:
         name = name_of(func)
@@ -190,6 +202,22 @@ def _part(value: Any, index: int) -> Any:
     if isinstance(value, dict):
         return {key: _part(item, index) for key, item in value.items()}
     return value
+
+
+def mark_aliases(results: Any, sources: Iterable[Any]) -> None:
+    """Note which results lie in the memory of what they were made of, and that this is seen through others now."""
+    made = [results] if isinstance(results, StackedTensor) else results if isinstance(results, tuple | list) else []
+    for source in sources:
+        if type(source) is not StackedTensor:
+            continue
+        for result in made:
+            if type(result) is StackedTensor and result is not source and share_memory(result.any_values(), source.any_values()):
+                result.is_aliased = source.is_aliased = True
+
+
+def shared_write(func: Callable[..., Any]) -> NotStackableError:
+    """Return the error of a write that would mix the members' values."""
+    return NotStackableError(f"{name_of(func)} writes members' values into a tensor that all members share")
 
 
 def _writes(func: Callable[..., Any]) -> bool:
