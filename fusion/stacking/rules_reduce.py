@@ -42,7 +42,8 @@ def _along(position: int, default: Any = ALL, name: str = "dim") -> Rule:
         after = tuple(_merged(value, x) for value in args[position + 1 :])
         if after:
             return _wrapped(func(*before, shifted(dim), *after, **rest))
-        return _wrapped(func(*before, **{name: shifted(dim)}, **rest))
+        moved = shifted(dim)
+        return _wrapped(func(*before, **{name: (moved,) if name == "dims" and isinstance(moved, int) else moved}, **rest))
 
     return rule
 

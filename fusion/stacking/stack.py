@@ -19,7 +19,7 @@ from fusion.stacking.dispatch import StackMode
 from fusion.stacking.errors import NotStackableError
 from fusion.stacking.member_random import MemberRandom
 from fusion.stacking.rules import RULES
-from fusion.stacking.signature import difference
+from fusion.stacking.signature import difference, held_twice
 from fusion.stacking.stacked_parameter import StackedParameter
 from fusion.stacking.stacked_tensor import StackedTensor
 from fusion.stacking.template import Template, tree_map
@@ -120,7 +120,7 @@ class Stack(nn.Module):
         Raises:
             NotStackableError: If one is of another architecture.
         """
-        _check([self.member(0).train(self.training), *models])
+        _check([self.member(0), *models])
         tensors = [_named_tensors(model) for model in models]
         self._replace(lambda name, value: torch.cat([value, *(each[name].detach().unsqueeze(0) for each in tensors)]))
         self._renew(self.random.joined(random))
@@ -277,6 +277,8 @@ def _check(models: Sequence[nn.Module]) -> None:
         raise NotStackableError("a lazy module has no weights yet; call it once before")
     if isinstance(models[0], torch.jit.ScriptModule):
         raise NotStackableError("a TorchScript module cannot be looked into; stack the module that it was scripted from")
+    if held := held_twice(models[0]):
+        raise NotStackableError(f"{held}, where all members would find the weights of one")
     for index, model in enumerate(models[1:], start=1):
         found = difference(models[0], model)
         if found is not None:

@@ -61,6 +61,7 @@ class Case:
         owned: Operands that are never shared between the members, such as one written to.
         is_traced: Whether it is also run as a graph of ATen operators.
         layouts: How members' values may lie.
+        ways: Variants of the operator, each of which is forced once; they are not measured.
     """
 
     function: Callable[..., Any]
@@ -68,6 +69,7 @@ class Case:
     owned: tuple[int, ...] = ()
     is_traced: bool = True
     layouts: tuple[str, ...] = ("merged", "apart", "relaid")
+    ways: tuple[str, ...] = ("any",)
 
 
 def case(function: Callable[..., Any], *operands: Make, **settings: Any) -> Case:
@@ -80,24 +82,27 @@ def sharings(given: Case) -> Iterator[tuple[bool, ...]]:
     return (shared for shared in itertools.product(*choices) if not all(shared))
 
 
-def check(given: Case, layout: str, shared: Sequence[bool], *, choices: Choices | None = None) -> StackMode:
-    """Compare one case laid out one way; gives the mode, to ask which way it went."""
-    generator = torch.Generator().manual_seed(7)
-    members = [[make(generator) for make in given.operands] for _ in range(MEMBERS)]
+def check(given: Case, layout: str, shared: Sequence[bool]) -> None:
+    """Compare one case laid out one way."""
+    members = _drawn(given)
     for index, is_shared in enumerate(shared):
         if is_shared:
             for member in members[1:]:
                 member[index] = members[0][index]
-    return compare(given.function, members, shared, layout, choices=choices)
+    compare(given.function, members, shared, layout, given.ways)
 
 
-def check_traced(given: Case, layout: str) -> StackMode:
+def check_traced(given: Case, layout: str) -> None:
     """As :func:`check`, of the graph of ATen operators that the function is, none shared."""
-    generator = torch.Generator().manual_seed(7)
-    members = [[make(generator) for make in given.operands] for _ in range(MEMBERS)]
+    members = _drawn(given)
     with torch.random.fork_rng():
         graph = make_fx(lambda *operands: given.function(*operands), pre_dispatch=True)(*(_leaf(value, wants=True) for value in members[0]))
-    return compare(graph, members, [False] * len(given.operands), layout)
+    compare(graph, members, [False] * len(given.operands), layout, given.ways[:1])
+
+
+def _drawn(given: Case) -> list[list[Tensor]]:
+    generator = torch.Generator().manual_seed(7)
+    return [[make(generator) for make in given.operands] for _ in range(MEMBERS)]
 
 
 def compare(
@@ -105,26 +110,26 @@ def compare(
     members: Sequence[Sequence[Tensor]],
     shared: Sequence[bool],
     layout: str,
-    *,
-    choices: Choices | None = None,
-) -> StackMode:
+    ways: Sequence[str] = ("any",),
+) -> None:
+    """Compare what a function gives all members with what it gives each alone."""
     alone = [_alone(function, operands, seed) for operands, seed in zip(members, SEEDS, strict=True)]
-    random = MemberRandom.seeded(SEEDS, torch.device("cpu"))
-    mode = StackMode(MEMBERS, rules=RULES, random=random, choices=choices or Choices())
-    operands, leaves = zip(*(_operand(list(values), is_shared, layout) for values, is_shared in _columns(members, shared)))
-    before = torch.get_rng_state()
-    with mode:
-        output = function(*operands)
-    assert torch.equal(torch.get_rng_state(), before), "the default generator was drawn from"
-    for index, (expected, _, state) in enumerate(alone):
-        _same(_member(output, index), expected, "output")
-        assert torch.equal(random.generators[index].get_state(), state), f"member {index}: other random state than alone"
-    plain = [_plain(value) for value in pytree.tree_leaves(output) if isinstance(value, Tensor)]
-    _backward([value for value in plain if value.requires_grad], times=MEMBERS)
-    for number, (own, is_shared) in enumerate(zip(leaves, shared, strict=True)):
-        wanted = [gradients[number] for _, gradients, _ in alone]
-        _same_gradients(own, wanted, f"gradient of operand {number}", is_shared=is_shared)
-    return mode
+    for way in ways:
+        random = MemberRandom.seeded(SEEDS, torch.device("cpu"))
+        mode = StackMode(MEMBERS, rules=RULES, random=random, choices=Choices(forced=(way, *ways)))
+        operands, leaves = zip(*(_operand(list(values), is_shared, layout) for values, is_shared in _columns(members, shared)))
+        before = torch.get_rng_state()
+        with mode:
+            output = function(*operands)
+        assert torch.equal(torch.get_rng_state(), before), "the default generator was drawn from"
+        for index, (expected, _, state) in enumerate(alone):
+            _same(_member(output, index), expected, "output")
+            assert torch.equal(random.generators[index].get_state(), state), f"member {index}: other random state than alone"
+        plain = [_plain(value) for value in pytree.tree_leaves(output) if isinstance(value, Tensor)]
+        _backward([value for value in plain if value.requires_grad], times=MEMBERS)
+        for number, (own, is_shared) in enumerate(zip(leaves, shared, strict=True)):
+            wanted = [gradients[number] for _, gradients, _ in alone]
+            _same_gradients(own, wanted, f"gradient of operand {number}", is_shared=is_shared)
 
 
 def _columns(members: Sequence[Sequence[Tensor]], shared: Sequence[bool]) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
