@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from fusion.stacking.arguments import argument
-from fusion.stacking.dispatch import APART, Rule, StackMode, mark_aliases, name_of, shared_write
+from fusion.stacking.dispatch import APART, Rule, StackMode, mark_aliases, name_of
 from fusion.stacking.stacked_tensor import StackedTensor
 
 #: What PyTorch does not tag as elementwise and is, for our purposes.
@@ -89,8 +89,6 @@ def _belongs_apart(stacked: Sequence[StackedTensor]) -> bool:
 def _in_place(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
     """A write in place: the tensor stands for the new values from now on, and where others see its memory, that is written."""
     target = args[0]
-    if type(target) is not StackedTensor:
-        raise shared_write(func)
     outer = _outer(func)
     if not target.is_aliased and outer is not None:
         return overwrite(target, _computed(mode, outer, args, kwargs))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusion.stacking.arguments import argument, shifted, spread
-from fusion.stacking.dispatch import APART, NO_RULE, Rule, StackMode, name_of, shared_write
+from fusion.stacking.dispatch import APART, NO_RULE, Rule, StackMode, name_of
 from fusion.stacking.rules_pointwise import aligned
 from fusion.stacking.stacked_tensor import StackedTensor, share_memory
 
@@ -159,7 +159,7 @@ def _unbind(mode: StackMode, x: StackedTensor, args: tuple, kwargs: dict[str, An
 
 
 def _iterate(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    return iter(_view(mode, args[0], args[0].merged().unbind(1)))
+    return iter(RULES["unbind"](mode, torch.Tensor.unbind, args, kwargs))
 
 
 def _joining(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -188,6 +188,8 @@ def _get(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[st
         return mode.each(func, args, kwargs, way=APART)
     if not _is_plain_index(index):
         return mode.each(func, args, kwargs)
+    if x.is_relaid:
+        x.become(x.merged().contiguous())
     result = x.merged()[(slice(None), *index)]
     if any(isinstance(part, Tensor | list) for part in index):
         return StackedTensor.of(result)
@@ -203,8 +205,6 @@ def _looked_up(mode: StackMode, func: Callable[..., Any], args: tuple, index: tu
 
 def _set(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
     x, index, value = args[0], _tuple(args[1]), args[2]
-    if type(x) is not StackedTensor:
-        raise shared_write(func)
     if x.is_split and not x.is_aliased:
         x.become(x.merged())
     if x.is_split or not _is_plain_index(index):

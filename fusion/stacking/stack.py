@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.stacking.choices import Choices
+from fusion.stacking.custom_functions import member_by_member
 from fusion.stacking.dispatch import StackMode
 from fusion.stacking.errors import NotStackableError
 from fusion.stacking.member_random import MemberRandom
@@ -103,7 +104,7 @@ class Stack(nn.Module):
         template = self.template.value
         template.put({name: _wrapped(value) for name, value in self._values().items()})
         try:
-            with self.mode:
+            with self.mode, member_by_member():
                 yield template.module
         finally:
             template.clear()
@@ -167,8 +168,7 @@ class Stack(nn.Module):
             What one member returns, every tensor with the members in front: ``(members, batch, ...)``.
         """
         with self.running() as module:
-            output = module(*args, **kwargs)
-        return self._plain(output)
+            return self._plain(module(*args, **kwargs))
 
     def each(self, inputs: Sequence[Any]) -> Any:
         """Answer for all members, each with its own input: a tensor, a tuple of positional ones or a dict of named ones."""
@@ -184,6 +184,7 @@ class Stack(nn.Module):
         num_members = self.num_members
 
         def plain(value: Tensor) -> Tensor:
+            value = self.mode.own(value)
             if type(value) is StackedTensor:
                 return value.merged()
             return value.unsqueeze(0).expand(num_members, *value.shape)

@@ -143,6 +143,8 @@ def archives(tmp_path_factory) -> Callable[[str], tuple[Case, Path]]:
     def get(name: str) -> tuple[Case, Path]:
         if name not in made:
             case = MODELS[name]()
+            if name.startswith("conv"):  # a momentum of None asks how many batches there were, which no archive can
+                case.model.norm2.momentum = 0.2
             inputs = of_dtype(case.draw, torch.float64)(4)[0]
             made[name] = case, export(case.model.double(), inputs, folder / "model.umodel")
         return made[name]
