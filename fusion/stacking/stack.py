@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from fusion.stacking.choices import Choices
+from fusion.stacking.custom_functions import member_by_member
 from fusion.stacking.dispatch import StackMode
 from fusion.stacking.errors import NotStackableError
 from fusion.stacking.member_random import MemberRandom
 from fusion.stacking.rules import RULES
-from fusion.stacking.signature import difference
+from fusion.stacking.signature import difference, held_twice
 from fusion.stacking.stacked_parameter import StackedParameter
 from fusion.stacking.stacked_tensor import StackedTensor
 from fusion.stacking.template import Template, tree_map
@@ -103,7 +104,7 @@ class Stack(nn.Module):
         template = self.template.value
         template.put({name: _wrapped(value) for name, value in self._values().items()})
         try:
-            with self.mode:
+            with self.mode, member_by_member():
                 yield template.module
         finally:
             template.clear()
@@ -120,7 +121,7 @@ class Stack(nn.Module):
         Raises:
             NotStackableError: If one is of another architecture.
         """
-        _check([self.member(0).train(self.training), *models])
+        _check([self.member(0), *models])
         tensors = [_named_tensors(model) for model in models]
         self._replace(lambda name, value: torch.cat([value, *(each[name].detach().unsqueeze(0) for each in tensors)]))
         self._renew(self.random.joined(random))
@@ -167,8 +168,7 @@ class Stack(nn.Module):
             What one member returns, every tensor with the members in front: ``(members, batch, ...)``.
         """
         with self.running() as module:
-            output = module(*args, **kwargs)
-        return self._plain(output)
+            return self._plain(module(*args, **kwargs))
 
     def each(self, inputs: Sequence[Any]) -> Any:
         """Answer for all members, each with its own input: a tensor, a tuple of positional ones or a dict of named ones."""
@@ -184,6 +184,7 @@ class Stack(nn.Module):
         num_members = self.num_members
 
         def plain(value: Tensor) -> Tensor:
+            value = self.mode.own(value)
             if type(value) is StackedTensor:
                 return value.merged()
             return value.unsqueeze(0).expand(num_members, *value.shape)
@@ -277,6 +278,8 @@ def _check(models: Sequence[nn.Module]) -> None:
         raise NotStackableError("a lazy module has no weights yet; call it once before")
     if isinstance(models[0], torch.jit.ScriptModule):
         raise NotStackableError("a TorchScript module cannot be looked into; stack the module that it was scripted from")
+    if held := held_twice(models[0]):
+        raise NotStackableError(f"{held}, where all members would find the weights of one")
     for index, model in enumerate(models[1:], start=1):
         found = difference(models[0], model)
         if found is not None:
