@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from fusion.stacking.signature import digest
 from unified.datasets import TensorData
 from unified.job import JobSpec
-from unified.submission.interpreter import ArchiveModule
 
 #: Optimizers whose hyper-parameters may differ between the members of a stack.
 OPTIMIZERS = frozenset({"SGD", "Adam", "AdamW", "RMSprop", "Adagrad"})
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_COMMON = frozenset(vars(nn.Module()))  #: attributes of every module
 
 
 def stack_key(spec: JobSpec, module: nn.Module, train: TensorData) -> str | None:
@@ -35,9 +34,7 @@ def stack_key(spec: JobSpec, module: nn.Module, train: TensorData) -> str | None
     inputs, targets = train.batch(torch.arange(1))
     named = inputs if isinstance(inputs, dict) else {"": inputs}
     content = {
-        "parameters": [_tensor(name, value) for name, value in module.named_parameters(remove_duplicate=False)],
-        "buffers": [_tensor(name, value) for name, value in module.named_buffers(remove_duplicate=False)],
-        "model": _structure(module),
+        "model": digest(module),
         "loss": [spec.loss.name, spec.loss.kwargs],
         "output": spec.output,
         "optimizer": [spec.optimizer.name, _flags(spec.optimizer.kwargs)],
@@ -51,34 +48,6 @@ def stack_key(spec: JobSpec, module: nn.Module, train: TensorData) -> str | None
 
 def _tensor(name: str, value: torch.Tensor) -> tuple[str, tuple[int, ...], str]:
     return name, tuple(value.shape), str(value.dtype)
-
-
-def _structure(module: nn.Module) -> Any:
-    """Return what a model computes: the records of its graphs, or else the tree of its modules."""
-    if isinstance(module, ArchiveModule):
-        state = module._umodel
-        constants = [hashlib.sha256(repr(constant.tolist()).encode()).hexdigest() for constant in state.constants]
-        return {name: repr(graph) for name, graph in sorted(state.graphs.items())} | {"constants": constants}
-    return [
-        (name, _called(type(child)), child.extra_repr(), _attributes(child))
-        for name, child in module.named_modules(remove_duplicate=False)
-    ]
-
-
-def _attributes(module: nn.Module) -> list[tuple[str, str]]:
-    """Return what a module keeps beside tensors and other modules: its forward may depend on it."""
-    own = {name: value for name, value in vars(module).items() if name not in _COMMON}
-    return [(name, _text(value)) for name, value in sorted(own.items())]
-
-
-def _text(value: Any) -> str:
-    """Show a value so that equal ones look equal in every process; what only an address tells apart, by its type."""
-    text = repr(value)
-    return f"{_called(type(value))} {getattr(value, '__qualname__', '')}" if " at 0x" in text else text
-
-
-def _called(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _has_hooks(module: nn.Module) -> bool:

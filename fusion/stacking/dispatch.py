@@ -270,7 +270,11 @@ def mark_aliases(results: Any, sources: Iterable[Any]) -> None:
         if type(source) is not StackedTensor:
             continue
         for result in made:
-            if type(result) is StackedTensor and result is not source and share_memory(result.any_values(), source.any_values()):
+            if (
+                type(result) is StackedTensor
+                and result is not source
+                and share_memory(result.any_values(), source.any_values())
+            ):
                 result.is_aliased = source.is_aliased = True
 
 

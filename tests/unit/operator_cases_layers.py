@@ -26,12 +26,21 @@ def _conv(num_dims: int, settings: dict[str, Any], *, is_transposed: bool = Fals
     kernel = (3,) * num_dims
     function = getattr(F, f"conv_transpose{num_dims}d" if is_transposed else f"conv{num_dims}d")
     weight = (4, 4 // groups, *kernel)
-    return case(lambda x, w, b: (function(x, w, b, **settings), function(x, w, **settings)), real(2, 4, *sides), real(*weight), real(4), ways=CONVOLUTIONS)
+    return case(
+        lambda x, w, b: (function(x, w, b, **settings), function(x, w, **settings)),
+        real(2, 4, *sides),
+        real(*weight),
+        real(4),
+        ways=CONVOLUTIONS,
+    )
 
 
 def _pools(num_dims: int) -> Case:
     def function(x: Tensor) -> tuple[Tensor, ...]:
-        of = {name: getattr(F, name.format(num_dims)) for name in ("max_pool{}d", "avg_pool{}d", "adaptive_avg_pool{}d", "adaptive_max_pool{}d")}
+        of = {
+            name: getattr(F, name.format(num_dims))
+            for name in ("max_pool{}d", "avg_pool{}d", "adaptive_avg_pool{}d", "adaptive_max_pool{}d")
+        }
         highest, average, adaptive, adaptive_highest = of.values()
         one = highest(x, 2), highest(x, 3, 2, 1), average(x, 2), adaptive(x, 1), adaptive(x, 2), adaptive_highest(x, 2)
         indexed = *highest(x, 2, return_indices=True), average(x, 3, stride=1, padding=1, count_include_pad=False)
@@ -79,8 +88,11 @@ def _instance_norms(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
 
 
 def _embeddings(ids: Tensor, table: Tensor) -> tuple[Tensor, ...]:
-    return F.embedding(ids, table), F.embedding(ids, table, padding_idx=1), F.embedding(ids, table, padding_idx=-1), F.embedding(
-        ids, table, scale_grad_by_freq=True
+    return (
+        F.embedding(ids, table),
+        F.embedding(ids, table, padding_idx=1),
+        F.embedding(ids, table, padding_idx=-1),
+        F.embedding(ids, table, scale_grad_by_freq=True),
     )
 
 
@@ -109,11 +121,16 @@ def _seen(*shape: int) -> Make:
 def _multi_head(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> tuple[Tensor, ...]:
     parts = (8, 2, w_in, b_in, None, None, False, 0.0, w_out, b_out)
     hidden = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
-    one = F.multi_head_attention_forward(x, x, x, *parts, need_weights=False)[0], *F.multi_head_attention_forward(x, x, x, *parts)
+    one = (
+        F.multi_head_attention_forward(x, x, x, *parts, need_weights=False)[0],
+        *F.multi_head_attention_forward(x, x, x, *parts),
+    )
     return (*one, *F.multi_head_attention_forward(x, x, x, *parts, attn_mask=hidden, average_attn_weights=False))
 
 
-def _recurrent(kind: str, *, layers: int = 1, both: bool = False, batch_first: bool = False, bias: bool = True, dropout: float = 0.0) -> Case:
+def _recurrent(
+    kind: str, *, layers: int = 1, both: bool = False, batch_first: bool = False, bias: bool = True, dropout: float = 0.0
+) -> Case:
     """All weights are operands of their own."""
     gates, size, into = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}[kind], 3, 4
     directions, shapes = 2 if both else 1, []
@@ -128,7 +145,15 @@ def _recurrent(kind: str, *, layers: int = 1, both: bool = False, batch_first: b
 
     x = real(2, 5, 4) if batch_first else real(5, 2, 4)
     weights = [real(*shape) for shape in shapes]
-    return case(function, x, real(layers * directions, 2, size), *weights, owned=tuple(range(2, 2 + len(weights))), is_traced=False, ways=RECURRENCES)
+    return case(
+        function,
+        x,
+        real(layers * directions, 2, size),
+        *weights,
+        owned=tuple(range(2, 2 + len(weights))),
+        is_traced=False,
+        ways=RECURRENCES,
+    )
 
 
 def _losses(*names: str, **settings: Any):
@@ -144,7 +169,9 @@ def _cross_entropies(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, ...]
     one = [F.cross_entropy(x, y, reduction=how) for how in ("mean", "sum", "none")]
     two = [F.cross_entropy(x, y, weight, reduction=how) for how in ("mean", "sum", "none")]
     three = [F.cross_entropy(x, y, ignore_index=1, label_smoothing=smooth) for smooth in (0.0, 0.1)]
-    four = [F.cross_entropy(x, y, weight, ignore_index=1, label_smoothing=0.2, reduction=how) for how in ("mean", "sum", "none")]
+    four = [
+        F.cross_entropy(x, y, weight, ignore_index=1, label_smoothing=0.2, reduction=how) for how in ("mean", "sum", "none")
+    ]
     logs = x.log_softmax(1)
     five = [F.nll_loss(logs, y, reduction=how) for how in ("mean", "sum", "none")]
     return (*one, *two, *three, *four, *five, F.nll_loss(logs, y, weight, ignore_index=2), nn.CrossEntropyLoss()(x, y))
@@ -152,12 +179,36 @@ def _cross_entropies(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, ...]
 
 def _other_losses(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     sign = y.detach().sign()
-    one = F.kl_div(x.log_softmax(-1), y.softmax(-1), reduction="batchmean"), F.kl_div(x.log_softmax(-1), y.log_softmax(-1), log_target=True, reduction="sum")
-    two = F.poisson_nll_loss(x, y), F.gaussian_nll_loss(x, y, y.exp()), F.hinge_embedding_loss(x, sign), F.soft_margin_loss(x, sign)
-    three = F.cosine_embedding_loss(x, y, sign[:, 0]), F.margin_ranking_loss(x[:, 0], y[:, 0], sign[:, 0]), F.triplet_margin_loss(x, y, x.flip(0))
-    four = F.multilabel_soft_margin_loss(x, (y > 0).double()), F.binary_cross_entropy_with_logits(x, (y > 0).double(), pos_weight=y[0].exp())
+    one = (
+        F.kl_div(x.log_softmax(-1), y.softmax(-1), reduction="batchmean"),
+        F.kl_div(x.log_softmax(-1), y.log_softmax(-1), log_target=True, reduction="sum"),
+    )
+    two = (
+        F.poisson_nll_loss(x, y),
+        F.gaussian_nll_loss(x, y, y.exp()),
+        F.hinge_embedding_loss(x, sign),
+        F.soft_margin_loss(x, sign),
+    )
+    three = (
+        F.cosine_embedding_loss(x, y, sign[:, 0]),
+        F.margin_ranking_loss(x[:, 0], y[:, 0], sign[:, 0]),
+        F.triplet_margin_loss(x, y, x.flip(0)),
+    )
+    four = (
+        F.multilabel_soft_margin_loss(x, (y > 0).double()),
+        F.binary_cross_entropy_with_logits(x, (y > 0).double(), pos_weight=y[0].exp()),
+    )
     five = F.binary_cross_entropy_with_logits(x, (y > 0).double(), weight=torch.arange(1.0, 5.0, dtype=torch.float64))
-    return (*one, *two, *three, *four, five, F.mse_loss(x, y, reduction="sum") / x.shape[0], nn.MSELoss()(x, y), F.pairwise_distance(x, y))
+    return (
+        *one,
+        *two,
+        *three,
+        *four,
+        five,
+        F.mse_loss(x, y, reduction="sum") / x.shape[0],
+        nn.MSELoss()(x, y),
+        F.pairwise_distance(x, y),
+    )
 
 
 CASES: dict[str, Case] = (

@@ -38,23 +38,48 @@ def _whole(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _norms(x: Tensor) -> tuple[Tensor, ...]:
-    one = x.norm(dim=-1), x.norm(p=1, dim=1), x.norm(2, 0, True), torch.linalg.vector_norm(x, dim=1), torch.linalg.norm(x, dim=-1)
+    one = (
+        x.norm(dim=-1),
+        x.norm(p=1, dim=1),
+        x.norm(2, 0, True),
+        torch.linalg.vector_norm(x, dim=1),
+        torch.linalg.norm(x, dim=-1),
+    )
     two = torch.linalg.vector_norm(x), torch.linalg.vector_norm(x, 1, dim=(0, 1), keepdim=True), torch.norm(x)
     return (*one, *two, F.normalize(x, dim=-1), F.normalize(x, p=1.0, dim=0), F.cosine_similarity(x, x + 1, dim=1))
 
 
 def _orders(x: Tensor) -> tuple[Tensor, ...]:
     one = *x.topk(2), *x.topk(2, dim=0), *torch.topk(x, 1, largest=False), x.argsort(), x.argsort(dim=0, descending=True)
-    return (*one, *x.kthvalue(2), *torch.sort(x, dim=1, descending=True), *x.sort(stable=True), torch.msort(x), *x.aminmax(dim=0))
+    return (
+        *one,
+        *x.kthvalue(2),
+        *torch.sort(x, dim=1, descending=True),
+        *x.sort(stable=True),
+        torch.msort(x),
+        *x.aminmax(dim=0),
+    )
 
 
 def _spreads(x: Tensor) -> tuple[Tensor, ...]:
-    one = x.std(-1, unbiased=False), x.var(dim=0, correction=0), x.var(1, False), *torch.std_mean(x, 1), *torch.var_mean(x, (0, 1))
+    one = (
+        x.std(-1, unbiased=False),
+        x.var(dim=0, correction=0),
+        x.var(1, False),
+        *torch.std_mean(x, 1),
+        *torch.var_mean(x, (0, 1)),
+    )
     return (*one, torch.std(x, dim=-1, keepdim=True), x.var(unbiased=False), *torch.var_mean(x, dim=1, correction=0))
 
 
 def _soft(x: Tensor) -> tuple[Tensor, ...]:
-    one = F.softmax(x, -1), F.softmax(x, dim=0), F.log_softmax(x, dim=1), torch.softmax(x, -1, dtype=torch.float64), F.softmin(x, 0)
+    one = (
+        F.softmax(x, -1),
+        F.softmax(x, dim=0),
+        F.log_softmax(x, dim=1),
+        torch.softmax(x, -1, dtype=torch.float64),
+        F.softmin(x, 0),
+    )
     return (*one, x.logsumexp(-1), torch.logsumexp(x, (0, 1), keepdim=True), F.glu(x), F.glu(x, 0), nn_softmax2d(x))
 
 

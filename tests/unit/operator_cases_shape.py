@@ -13,7 +13,14 @@ ATEN = torch.ops.aten
 def _shapes(x: Tensor) -> tuple[Tensor, ...]:
     views = x.view(6, 4), x.view(-1), x.view((2, 12)), x.reshape(4, -1), x.reshape((24,)), torch.reshape(x, (8, 3))
     flat = x.flatten(), x.flatten(1), torch.flatten(x, 0, 1), x.flatten(start_dim=-2), x.ravel()
-    return (*views, *flat, x.unflatten(2, (2, 2)), x.unflatten(-1, (2, -1)), x.view_as(x.new_zeros(4, 6)), x.reshape_as(x.view(24)))
+    return (
+        *views,
+        *flat,
+        x.unflatten(2, (2, 2)),
+        x.unflatten(-1, (2, -1)),
+        x.view_as(x.new_zeros(4, 6)),
+        x.reshape_as(x.view(24)),
+    )
 
 
 def _rearranged(x: Tensor) -> tuple[Tensor, ...]:
@@ -101,7 +108,14 @@ def _piece_of_chunk(x: Tensor) -> tuple[Tensor, ...]:
 def _joined(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     one = torch.cat((x, y)), torch.cat([x, y], dim=-1), torch.concat((x, y), 1), torch.stack((x, y)), torch.stack([x, y], -1)
     two = torch.cat((x, y, x), dim=1), torch.stack((y, x), dim=1), torch.vstack((x, y)), torch.hstack((x, y))
-    return (*one, *two, torch.cat((x, x.new_zeros(0)), 0), torch.concatenate((y, x), dim=-2), torch.cat([x]), torch.dstack((x, y)))
+    return (
+        *one,
+        *two,
+        torch.cat((x, x.new_zeros(0)), 0),
+        torch.concatenate((y, x), dim=-2),
+        torch.cat([x]),
+        torch.dstack((x, y)),
+    )
 
 
 def _gathered(x: Tensor, places: Tensor) -> tuple[Tensor, ...]:

@@ -96,7 +96,9 @@ def check_traced(given: Case, layout: str) -> None:
     """As :func:`check`, of the graph of ATen operators that the function is, none shared."""
     members = _drawn(given)
     with torch.random.fork_rng():
-        graph = make_fx(lambda *operands: given.function(*operands), pre_dispatch=True)(*(_leaf(value, wants=True) for value in members[0]))
+        graph = make_fx(lambda *operands: given.function(*operands), pre_dispatch=True)(
+            *(_leaf(value, wants=True) for value in members[0])
+        )
     compare(graph, members, [False] * len(given.operands), layout, given.ways[:1])
 
 

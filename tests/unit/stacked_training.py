@@ -151,7 +151,10 @@ class Pair:
 
     def join(self, model: nn.Module, draw: Draw, optimizer: str, index: int) -> None:
         """Let another member join both."""
-        (own,), (twin,) = alone([model], draw, optimizer, first=index), alone([copy.deepcopy(model)], draw, optimizer, first=index)
+        (own,), (twin,) = (
+            alone([model], draw, optimizer, first=index),
+            alone([copy.deepcopy(model)], draw, optimizer, first=index),
+        )
         self.alone.append(own)
         self.twins.append(twin)
         self.training.append(twin.model, twin.optimizer, MemberRandom([twin.generator]))
