@@ -33,7 +33,7 @@ def member_by_member() -> Iterator[None]:
 
 
 def _count(change: int) -> None:
-    global _num_running  # noqa: PLW0603 - Function.apply is one for the process, and so is the count
+    global _num_running
     with _lock:
         _num_running += change
         Function.apply = classmethod(_apply) if _num_running else _original  # type: ignore[method-assign, assignment]
