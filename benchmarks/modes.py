@@ -67,6 +67,7 @@ def unified_command(folders: Sequence[Path], out: Path, mode: Mode) -> Command:
     return [
         sys.executable, "-m", "unified", "run", *map(str, folders), "--out", str(out),
         "--scheduler", mode.scheduler, "--slots", mode.slots, *threads, "--device", "cpu", "--json",
+        "--no-stacking",  # side by side, so that what is compared is the same work to the last bit
     ]  # fmt: skip
 
 

@@ -131,7 +131,7 @@ SMALL = (
 )
 """Eight small models of different families on the same digits; shorter jobs have the more urgent priority."""
 
-RESIDENT = _job("resident", "digits", 40, model="conv-norm", batch_size=32, optimizer=_ADAM, stacking="never")
+RESIDENT = _job("resident", "digits", 40, model="conv-norm", batch_size=32, optimizer=_ADAM)
 NUM_RESIDENT = 8
 """Eight copies of one job, to measure what one more resident job costs in memory."""
 

@@ -20,11 +20,12 @@ Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A model with what it eats: ``batches`` of (inputs, targets)."""
+    """A model with what it eats: ``batches`` of (inputs, targets), and how to ``draw`` more of a size."""
 
     model: nn.Module
     inputs: Inputs
     batches: list[tuple[Inputs, Tensor]]
+    draw: Callable[[int], tuple[Inputs, Tensor]]
 
 
 def call(model: nn.Module, inputs: Inputs) -> object:
@@ -44,7 +45,7 @@ def loss_of(output: object, target: Tensor) -> Tensor:
 
 def case(model: nn.Module, draw: Callable[[int], tuple[Inputs, Tensor]], sizes: tuple[int, ...] = BATCH_SIZES) -> Case:
     """Make a case from ``draw(batch_size) -> (inputs, targets)``."""
-    return Case(model=model, inputs=draw(4)[0], batches=[draw(size) for size in sizes])
+    return Case(model=model, inputs=draw(4)[0], batches=[draw(size) for size in sizes], draw=draw)
 
 
 def images(channels: int, side: int, classes: int = 10) -> Callable[[int], tuple[Tensor, Tensor]]:

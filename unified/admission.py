@@ -72,7 +72,8 @@ class Estimate:
 class Submission:
     """A job that was read, found well-formed and measured; what a worker needs to host it.
 
-    ``id`` is what a queue calls it: names are unique within a run, but not within a queue.
+    ``id`` is what a queue calls it: names are unique within a run, but not within a queue. ``stack_key`` is equal for jobs that
+    may step as one (:func:`unified.stack_key.stack_key`); None for a job that steps by itself.
     """
 
     spec: JobSpec
@@ -82,6 +83,7 @@ class Submission:
     test: DatasetRef | None
     estimate: Estimate
     id: str = ""
+    stack_key: str | None = None
 
     @property
     def name(self) -> str:

@@ -14,14 +14,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from schedulers import base
-from unified import events, messages
+from unified import events, messages, news
 from unified.budgets import Fault, Limits, Situation, decide, is_of_disk
 from unified.failures import accounts_of, clear_suspect, death_text, fault_of_death, situation_of, suspects_of
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Journal, Ledger
 from unified.nursery import Exit
-from unified.results import seal, timing_of
+from unified.results import seal
 from unified.slots import Slot
+from unified.stacks import Stacks
 from unified.turns import Turns
 
 #: In a batch run somebody waits: a failure of its own ends a job, a worker's death only the second one.
@@ -44,6 +45,7 @@ class Bookkeeper:
         limits: What a job may use up before it is given up.
         keeps_cancelled: Leave a cancelled job's files where they are.
         lost: Jobs that turned out to be no longer ours; whoever drives has their members dropped.
+        stacks: What is known of jobs that step as one, or do not.
         bans: Pairs of jobs that brought a worker down together and must not meet again.
     """
 
@@ -57,6 +59,7 @@ class Bookkeeper:
     keeps_cancelled: bool = False
     lost: list[JobRecord] = field(default_factory=list)
     bans: set[frozenset[str]] = field(default_factory=set)
+    stacks: Stacks = field(default_factory=Stacks)
     _turns: Turns = field(default_factory=Turns)
 
     def note(self, kind: type[base.Event], record: JobRecord, **details: float) -> None:
@@ -88,7 +91,7 @@ class Bookkeeper:
     def begin_turn(self, slot: Slot, record: JobRecord) -> None:
         """Note that a job has a turn on ``slot``."""
         now = self.clock()
-        record.is_running, slot.running = True, record.name
+        record.is_running, slot.turn = True, (*slot.turn, record.name)
         if record.first_start is None:
             record.first_start = now
         self._turns.begin(record.name, now, record.step)
@@ -108,25 +111,7 @@ class Bookkeeper:
         record = self.ledger.get(report.job)
         if record is None or record.slot != slot.index or record.epoch != report.epoch:
             return
-        match report:
-            case messages.Hosted():
-                self._take_hosted(slot, record, report)
-            case messages.Progress():
-                self._take_progress(slot, record, report)
-            case messages.EpochEnded():
-                self._take_epoch(slot, record, report)
-            case messages.TurnEnded():
-                self._take_turn(slot, record, report)
-            case messages.Checkpointed():
-                self._take_checkpoint(slot, record, report)
-            case messages.CheckpointFailed():
-                self._take_no_checkpoint(record, report)
-            case messages.Evicted():
-                self._take_evicted(slot, record, report.step)
-            case messages.Returned():
-                self._finish(slot, record, report)
-            case messages.Failed():
-                self._take_failure(slot, record, report)
+        _TAKERS[type(report)](self, slot, record, report)
 
     def _take_hosted(self, slot: Slot, record: JobRecord, report: messages.Hosted) -> None:
         record.is_hosting, record.step = False, report.step
@@ -134,8 +119,7 @@ class Bookkeeper:
             self._turns.begin(record.name, self.clock(), report.step)
         beside = [other for other in self.ledger.resident(slot.index) if other is not record]
         for other in beside:
-            # In a queue an owner is not told of other people's jobs.
-            if self.limits.is_batch or other.submission.spec.user == record.submission.spec.user:
+            if self._may_know(record, other):
                 other.companions.add(record.name)
                 record.companions.add(other.name)
         if record.state is JobState.LOADING and not self.move(record, JobState.RUNNING, "trains", steps_done=report.step):
@@ -147,30 +131,26 @@ class Bookkeeper:
     def _take_progress(self, slot: Slot, record: JobRecord, report: messages.Progress) -> None:
         record.step, record.loss, record.is_safe = report.step, report.loss, False
         record.step_seconds = self._turns.step_seconds(record.name, self.clock(), report.step) or record.step_seconds
-        self.emit(
-            events.StepsDone(
-                at=self.clock(),
-                job=record.name,
-                slot=slot.index,
-                epoch=report.data_epoch,
-                step=report.step,
-                loss=report.loss,
-            )
-        )
+        self.emit(news.steps_done(report, slot.index, self.clock()))
 
     def _take_epoch(self, slot: Slot, record: JobRecord, report: messages.EpochEnded) -> None:
         row = report.row
         record.metrics, record.step = row, int(row["step"])
-        self.emit(
-            events.EpochDone(
-                at=self.clock(),
-                job=record.name,
-                slot=slot.index,
-                epoch=int(row["epoch"]),
-                step=record.step,
-                metrics=row,
-            )
-        )
+        self.emit(news.epoch_done(report, slot.index, self.clock()))
+
+    def _take_stack(self, slot: Slot, record: JobRecord, report: messages.StackFormed | messages.StackRefused) -> None:
+        members = [member for name in report.members if (member := self.ledger.get(name)) is not None]
+        self.stacks.note(members, report)
+        if isinstance(report, messages.StackFormed):
+            for member in members:
+                others = {other.name for other in members if other is not member and self._may_know(member, other)}
+                member.stack_speedup = report.speedup
+                member.stacked_with |= others
+        self.emit(news.stack(report, slot.index, self.clock()))
+
+    def _may_know(self, record: JobRecord, other: JobRecord) -> bool:
+        """Whether a job's owner may be told of another job: in a queue, not of other people's."""
+        return self.limits.is_batch or other.submission.spec.user == record.submission.spec.user
 
     def _take_checkpoint(self, slot: Slot, record: JobRecord, report: messages.Checkpointed) -> None:
         if not self.journal.checkpointed(record, report):
@@ -179,36 +159,18 @@ class Bookkeeper:
         record.is_safe, record.checkpoint_failed, record.num_infra_failures = True, False, 0
         record.last_checkpoint = self.clock() - report.seconds
         record.least_checkpoint_seconds, record.checkpoint_write_seconds = report.least_seconds, report.seconds
-        self.emit(
-            events.JobCheckpointed(
-                at=self.clock(),
-                job=record.name,
-                step=report.step,
-                path=str(report.path),
-                num_bytes=report.num_bytes,
-                seconds=report.seconds,
-                least_seconds=report.least_seconds,
-            )
-        )
+        self.emit(news.checkpointed(report, self.clock()))
         if record.suspected_beside and len(self.ledger.resident(slot.index)) == 1:
             clear_suspect(record, self.bans, self.journal)
 
-    def _take_no_checkpoint(self, record: JobRecord, report: messages.CheckpointFailed) -> None:
+    def _take_no_checkpoint(self, slot: Slot, record: JobRecord, report: messages.CheckpointFailed) -> None:
         logger.warning("job %s: no checkpoint could be written: %s", record.name, report.reason)
         record.checkpoint_failed = True
         if report.is_staying and record.leaving != "cancel":
             record.leaving, record.returns_at_once = None, False
             if record.state is JobState.PAUSING:
                 self.move(record, JobState.RUNNING, f"could not be paused: {report.reason}")
-        self.emit(
-            events.CheckpointRefused(
-                at=self.clock(),
-                job=record.name,
-                reason=report.reason,
-                is_disk=report.is_disk,
-                num_bytes=report.num_bytes,
-            )
-        )
+        self.emit(news.checkpoint_refused(report, self.clock()))
 
     def _take_turn(self, slot: Slot, record: JobRecord, report: messages.TurnEnded) -> None:
         record.step, record.is_returning, record.is_safe = report.step, report.done, False
@@ -224,7 +186,8 @@ class Bookkeeper:
             return
         elapsed, steps = self._turns.end(record.name, self.clock(), record.step)
         lasted = elapsed if seconds is None else seconds
-        record.is_running, slot.running = False, None
+        record.is_running = False
+        slot.forget(record.name)
         record.training_seconds += lasted
         self.emit(
             events.TurnEnded(
@@ -237,8 +200,8 @@ class Bookkeeper:
             )
         )
 
-    def _take_evicted(self, slot: Slot, record: JobRecord, step: int) -> None:
-        record.step = step
+    def _take_evicted(self, slot: Slot, record: JobRecord, report: messages.Evicted) -> None:
+        record.step = report.step
         self.end_turn_of(slot, record)
         self.settle_evicted(record)
 
@@ -304,19 +267,7 @@ class Bookkeeper:
 
     def tell_finished(self, record: JobRecord) -> None:
         """Tell that a job's result is on disk and verified."""
-        timing = timing_of(record)
-        self.emit(
-            events.JobFinished(
-                at=self.clock(),
-                job=record.name,
-                folder=str(record.results),
-                metrics=record.metrics,
-                waiting_seconds=timing.waiting,
-                training_seconds=timing.training,
-                completion_seconds=timing.completion,
-                peak_bytes=record.peak_bytes,
-            )
-        )
+        self.emit(news.finished(record, self.clock()))
 
     def fail(self, record: JobRecord, reason: str, *, to: JobState = JobState.FAILED, log: str = "", **changes: Any) -> None:
         """Note that a job has failed for good, for ``reason``."""
@@ -383,6 +334,9 @@ class Bookkeeper:
         theirs, others = fault_of_death(
             how, is_stalled=is_stalled, is_out_of_memory=is_out_of_memory, is_batch=self.limits.is_batch
         )
+        is_shared = len(suspects) > 1
+        if is_shared and theirs is not Fault.KILLED:
+            self.stacks.refuse(suspects, None)
         for record in lost:
             fault = theirs if record in suspects else others
             self.end_turn_of(slot, record)
@@ -391,8 +345,24 @@ class Bookkeeper:
                 continue
             if fault in {Fault.CRASH, Fault.STALL}:
                 record.suspected_beside |= {other.name for other in lost if other is not record}
-            situation = situation_of(record, fault, was_alone=was_alone)
+                record.shared_turns |= {other.name for other in suspects if is_shared}
+            situation = situation_of(record, fault, was_alone=was_alone, is_shared=is_shared)
             self._settle_failure(record, situation, death_text(record, fault, reason))
 
     def _is_alone_on(self, slot: Slot) -> bool:
         return len(self.ledger.resident(slot.index)) == 1
+
+
+_TAKERS: dict[type[messages.Report], Callable[[Bookkeeper, Slot, JobRecord, Any], None]] = {
+    messages.Hosted: Bookkeeper._take_hosted,
+    messages.Progress: Bookkeeper._take_progress,
+    messages.EpochEnded: Bookkeeper._take_epoch,
+    messages.TurnEnded: Bookkeeper._take_turn,
+    messages.StackFormed: Bookkeeper._take_stack,
+    messages.StackRefused: Bookkeeper._take_stack,
+    messages.Checkpointed: Bookkeeper._take_checkpoint,
+    messages.CheckpointFailed: Bookkeeper._take_no_checkpoint,
+    messages.Evicted: Bookkeeper._take_evicted,
+    messages.Returned: Bookkeeper._finish,
+    messages.Failed: Bookkeeper._take_failure,
+}

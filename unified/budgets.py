@@ -52,6 +52,7 @@ class Situation:
         num_infra_failures: See above.
         num_blames: See above.
         last_fault: Signature of the job's last failure of its own, or None.
+        is_shared: It was one of several suspects, that stepped as one: nobody knows which of them it was.
     """
 
     fault: Fault
@@ -62,6 +63,7 @@ class Situation:
     num_infra_failures: int = 0
     num_blames: int = 0
     last_fault: str | None = None
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +146,8 @@ def _move(situation: Situation, state: JobState, why: str) -> Verdict:
 
 
 def _after_out_of_memory(situation: Situation) -> Verdict:
+    if situation.is_shared:
+        return _move(situation, JobState.QUEUED, "out of memory in a stack; steps by itself next")
     if situation.was_alone:
         return _move(situation, JobState.FAILED, "out-of-memory")
     return replace(_move(situation, JobState.QUEUED, "out of memory beside others; runs alone next"), is_alone=True)
@@ -158,7 +162,7 @@ def _after_own_failure(situation: Situation, limits: Limits, jitter: float) -> V
 
 
 def _after_death(situation: Situation, limits: Limits, jitter: float) -> Verdict:
-    if not situation.was_alone and not limits.is_batch:
+    if situation.is_shared or (not situation.was_alone and not limits.is_batch):
         return replace(_move(situation, JobState.QUEUED, "its worker died; runs alone next, on probation"), is_alone=True)
     num_blames = situation.num_blames + 1
     if num_blames >= limits.max_blames:

@@ -105,6 +105,9 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         action="store_true",
         help="use deterministic kernels only: on a GPU this makes results equal the plain loop",
     )
+    parser.add_argument(
+        "--no-stacking", action="store_false", dest="stacking", help="never let jobs of one architecture step as one"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print order, slots, memory and shared data; train nothing")
     parser.add_argument("--json", action="store_true", help="print every event as a line of JSON, last the summary")
     add_fuse_after_run(parser)
@@ -166,6 +169,7 @@ def _run(options: argparse.Namespace) -> int:
                 trust=options.trust,
                 resume=options.resume,
                 deterministic=options.deterministic,
+                stacking=options.stacking,
                 dry_run=options.dry_run,
                 as_json=options.json,
                 command=("unified", *options.arguments),

@@ -20,7 +20,7 @@ from unified.component_trials import Arguments, Trial, refusal, try_loss, try_lr
 from unified.components import LOSSES, LR_SCHEDULERS, OPTIMIZERS, UNFIT, build_optimizer
 from unified.errors import Problem
 from unified.job_parts import Component, LossSpec, LRSchedulerSpec, OptimizerSpec
-from unified.job_problems import describe, did_you_mean
+from unified.job_problems import describe, did_you_mean, or_sweep
 
 #: What JSON value fits which word of a constructor's annotation.
 _FITTING: dict[str, frozenset[str]] = {
@@ -149,7 +149,7 @@ def _argument_problems(candidate: Candidate, parameters: dict[str, inspect.Param
         elif (fitting := _fitting(parameters[name])) is not None and not _fits(value, fitting):
             named = fitting - {"int"} if "float" in fitting else fitting
             expected = " or ".join(word for kind, word in _WORDS.items() if kind in named)
-            remedy = f"see {candidate.full_name}"
+            remedy = or_sweep(f"{candidate.field}.{name}", value, f"see {candidate.full_name}")
             yield candidate.problem("E-TYPE", name, expected, describe(value), remedy)
     for name, parameter in parameters.items():
         if _is_required(parameter) and name not in kwargs:

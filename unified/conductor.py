@@ -23,15 +23,15 @@ from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Ledger
 from unified.nursery import Exit, Nursery
 from unified.oom import num_oom_kills
-from unified.packing import Plan, Stage
+from unified.packing import Plan
 from unified.placement import Placement, wrong_grant
 from unified.planning import Planner
-from unified.quantities import plural
 from unified.slots import Slot
+from unified.stages import Stages
+from unified.units import Unit, Units
 
 MAX_IDLE_DEATHS = 3
 CHECKPOINT_ALL_SECONDS = 60.0
-_NO_STAGE = Stage(threads=None, slots=0, jobs=())
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Conductor:
         nursery: Where workers come from.
         planner: Knows the devices and their memory.
         deterministic: Workers use deterministic kernels only.
+        stages: The slots, as planned.
         checkpoint_seconds: Interval between a job's checkpoints; None: they are written when :meth:`checkpoint` is called.
     """
 
@@ -55,38 +56,35 @@ class Conductor:
     planner: Planner
     deterministic: bool
     checkpoint_seconds: float | None = 30.0
-    slots: list[Slot] = field(default_factory=list)
-    _plan: Plan | None = None
-    _stage: Stage = _NO_STAGE
+    stages: Stages = field(init=False)
     num_wrong_decisions: int = 0
     _last_wrong: str = ""
     _num_idle_deaths: int = 0
     _oom_kills: int = field(default_factory=num_oom_kills)
 
+    def __post_init__(self) -> None:
+        self.stages = Stages(planner=self.planner, nursery=self.nursery)
+
     def adopt(self, plan: Plan) -> None:
         """Take over a plan: fix each job's threads and make the first stage's slots."""
-        self._plan = plan
+        self.stages.adopt(plan)
         for stage in plan.stages:
             for name in stage.jobs:
                 record = self._ledger[name]
                 record.num_threads = record.num_threads or stage.threads
-        if plan.stages:
-            self._enter(plan.stages[0])
 
     @property
     def _ledger(self) -> Ledger:
         return self.books.ledger
 
+    @property
+    def slots(self) -> list[Slot]:
+        """The slots of the moment."""
+        return self.stages.slots
+
     def describe_slots(self) -> tuple[str, ...]:
         """Return each slot in words, over all stages: ``"slot 0: cpu, 1 thread, then 2 threads"``."""
-        texts: list[str] = []
-        for stage in self._plan.stages if self._plan is not None else ():
-            for slot in self._make_slots(stage):
-                if slot.index < len(texts):
-                    texts[slot.index] += f", then {plural(slot.num_threads, 'thread')}"
-                else:
-                    texts.append(slot.describe())
-        return tuple(texts)
+        return self.stages.describe()
 
     @property
     def is_active(self) -> bool:
@@ -113,8 +111,12 @@ class Conductor:
         if not ready:
             return
         ready = self._make_way(ready)
-        for grant in self._select(ready):
-            self._grant(self._ledger[grant.unit_id], self.slots[grant.slot_id], grant.quantum)
+        units = {unit.leader.name: unit for unit in self._units.of(ready)}
+        for grant in self._select(list(units.values())):
+            self._grant(units[grant.unit_id], self.slots[grant.slot_id], grant.quantum)
+        for slot in self.slots:
+            if slot.may_be_joined and slot.turn:
+                self._let_join(slot, ready)
         for slot in self.slots:
             if slot.running is None:
                 self._fetch_parked_job(slot)
@@ -132,7 +134,7 @@ class Conductor:
 
     @property
     def _placement(self) -> Placement:
-        capacity = self.planner.capacity_of(self._stage)
+        capacity = self.stages.capacity_bytes
         return Placement(ledger=self._ledger, slots=self.slots, capacity_bytes=capacity, bans=self.books.bans)
 
     def receive(self, slot: Slot) -> None:
@@ -234,54 +236,43 @@ class Conductor:
 
     def stop(self) -> None:
         """End the workers; jobs that were resident go back to the queue with what their checkpoints hold."""
-        for slot in self.slots:
-            slot.send(messages.Shutdown())  # all at once: each may take a while
-        for slot in self.slots:
-            self._end_worker(slot)
+        self.stages.end_workers()
         for record in self._ledger.all():
             if record.slot is not None:
                 record.returns_at_once = False
                 self.books.settle_evicted(record, "its slot was closed down")
-        self.slots, self._stage = [], _NO_STAGE
+        self.stages.clear()
 
     def _belongs(self, record: JobRecord) -> bool:
         if record.num_threads is None:
-            record.num_threads = self._stage.threads  # it came while the run was under way
-        return record.num_threads == self._stage.threads
+            record.num_threads = self.stages.threads  # it came while the run was under way
+        return record.num_threads == self.stages.threads
 
     def _choose_stage(self) -> None:
         """Go to the stage of the first waiting job once nobody of the present stage is left."""
         living = [record for record in self._ledger.all() if record.is_ready or record.slot is not None]
-        if not living or any(self._belongs(record) for record in living) or self._plan is None:
+        if not living or any(self._belongs(record) for record in living) or not self.stages.is_planned:
             return
         wanted = living[0].num_threads
-        self._enter(next(stage for stage in self._plan.stages if stage.threads == wanted))
+        self.stages.enter_with(wanted)
 
-    def _enter(self, stage: Stage) -> None:
-        """Change to a stage's slots: workers that are there already take over its number of threads."""
-        wanted = self._make_slots(stage)
-        for slot in self.slots[len(wanted) :]:
-            self._end_worker(slot)
-        for slot, old in zip(wanted, self.slots, strict=False):
-            slot.child = old.child
-            slot.send(messages.SetThreads(num_threads=slot.num_threads, first_core=slot.first_core))
-        self.slots, self._stage = wanted, stage
+    @property
+    def _units(self) -> Units:
+        return Units(
+            everybody=self._ledger.all(),
+            stacks=self.books.stacks,
+            placement=self._placement,
+            slots=self.slots,
+            bans=self.books.bans,
+        )
 
-    def _make_slots(self, stage: Stage) -> list[Slot]:
-        devices = enumerate(self.planner.devices_of(stage))
-        return [Slot(index=index, device=device, num_threads=stage.threads or 1) for index, device in devices]
-
-    def _end_worker(self, slot: Slot) -> None:
-        slot.send(messages.Shutdown())
-        if slot.child is not None:
-            self.nursery.reap(slot.child)
-            slot.child, slot.running = None, None
-
-    def _select(self, ready: Sequence[JobRecord]) -> list[base.Grant]:
-        views = [record.view() for record in ready]
+    def _select(self, ready: Sequence[Unit]) -> list[base.Grant]:
+        views, leaders = [unit.view() for unit in ready], [unit.leader for unit in ready if unit.slot is None]
+        beside = {unit.leader.name: unit.companions for unit in ready}
         placement = self._placement
         slots = [
-            base.SlotView(id=slot.index, running=slot.running, accepts=placement.accepted(slot, ready)) for slot in self.slots
+            base.SlotView(id=slot.index, running=slot.running, accepts=placement.accepted(slot, leaders, beside))
+            for slot in self.slots
         ]
         try:
             grants = self.scheduler.select(self.books.clock(), views, slots)
@@ -296,14 +287,35 @@ class Conductor:
             logger.warning("scheduler %s: %s; this decision is taken by fcfs", self.books.scheduler_name, wrong)
         return FirstComeFirstServed().select(self.books.clock(), views, slots)
 
-    def _grant(self, record: JobRecord, slot: Slot, quantum: base.Quantum) -> None:
-        if record.slot is None:
-            if not self.books.begin_residency(slot, record) or not self._make_folder(record):
-                return
-            self._start_worker(slot, record)
-            slot.send(self._host(record))
-        slot.send(messages.RunTurn(job=record.name, quantum=quantum))
-        self.books.begin_turn(slot, record)
+    def _grant(self, unit: Unit, slot: Slot, quantum: base.Quantum) -> None:
+        records = [record for record in unit.records if record.slot is not None or self._take(record, slot)]
+        if not records:
+            return
+        slot.send(self.books.stacks.turn_of(records, quantum))
+        slot.may_be_joined = isinstance(quantum, base.UntilDone)
+        for record in records:
+            self.books.begin_turn(slot, record)
+
+    def _let_join(self, slot: Slot, ready: Sequence[JobRecord]) -> None:
+        """Let jobs that are left over join a turn of jobs like them, as far as they are wanted there."""
+        stacks, leader = self.books.stacks, self._ledger.get(slot.turn[0])
+        kind = None if leader is None else stacks.kind_of(leader)
+        for record in ready:
+            if kind is None or not record.is_ready or stacks.kind_of(record) != kind:
+                continue
+            if not self._units.may_join(record, slot):
+                break
+            if record.slot is not None or self._take(record, slot):
+                slot.send(messages.JoinTurn(job=record.name))
+                self.books.begin_turn(slot, record)
+
+    def _take(self, record: JobRecord, slot: Slot) -> bool:
+        """Take a job to a slot; False if it is no longer ours, or its results have no place."""
+        if not self.books.begin_residency(slot, record) or not self._make_folder(record):
+            return False
+        self._start_worker(slot, record)
+        slot.send(self._host(record))
+        return True
 
     def _start_worker(self, slot: Slot, record: JobRecord) -> None:
         """Start the slot's worker if it has none.

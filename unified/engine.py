@@ -37,6 +37,7 @@ from unified.planning import Planner
 from unified.results import Result, result_of
 from unified.run_plan import RunPlan
 from unified.run_state import RunFolder
+from unified.stacks import Stacks
 
 IDLE_SECONDS = 0.5
 
@@ -55,6 +56,7 @@ class Engine:
         trust: Accept submissions that run code when they are loaded.
         resume: Go on with the run that ``out`` holds.
         deterministic: Use deterministic kernels only (on a GPU this makes results bit-equal to the plain loop).
+        stacking: Let jobs of one architecture step as one where that is faster; never with ``deterministic``.
         listeners: Called with every event, in the engine's thread; what one raises is logged, and the run goes on.
         nursery: One that was started before, to save its start-up; the engine closes it.
 
@@ -85,6 +87,7 @@ class Engine:
         trust: bool = False,
         resume: bool = False,
         deterministic: bool = False,
+        stacking: bool = True,
         listeners: Sequence[Callable[[events.Event], None]] = (),
         nursery: Nursery | None = None,
     ) -> None:
@@ -111,6 +114,7 @@ class Engine:
             scheduler_name=self.scheduler_name,
             emit=self._emit,
             clock=self.now,
+            stacks=Stacks(is_on=stacking and not deterministic),
         )
         self._conductor = Conductor(
             books=self._books,
@@ -133,17 +137,22 @@ class Engine:
         return time.monotonic() - self._began
 
     def submit(self, job: JobSpec) -> str:
-        """Hand in a job made in Python and return its name.
+        """Hand in a job made in Python and return its name; of a sweep the sweep's, while each member has its own.
 
         Raises:
             InvalidSubmission: With everything that is wrong with it.
             DoesNotFitError: If no slot could ever hold it.
             UnifiedError: If its name is taken.
         """
-        return self.submit_all([job])[0]
+        self.submit_all([job])
+        return job.name
 
     def submit_all(self, jobs: Sequence[JobSpec]) -> list[str]:
-        """Hand in several jobs at once, which are read side by side; raises as :meth:`submit` does, for all of them."""
+        """Hand in several jobs at once, which are read side by side; raises as :meth:`submit` does, for all of them.
+
+        Returns:
+            Their names, with those of the members of sweeps.
+        """
         return self._admit(lambda: self._intake.read_specs(jobs))
 
     def submit_folders(self, folders: Sequence[str | Path]) -> list[str]:
@@ -156,13 +165,13 @@ class Engine:
         """
         return self._admit(lambda: self._intake.read_folders([Path(folder) for folder in folders]))
 
-    def inspect_folder(self, folder: str | Path) -> messages.Inspected:
-        """Read one job folder without submitting it."""
+    def inspect_folder(self, folder: str | Path) -> tuple[messages.Inspected, ...]:
+        """Read one job folder without submitting it; of a sweep there is an answer for each member."""
         return self._intake.inspect(Path(folder))
 
     def dry_run(self) -> RunPlan:
         """Say what :meth:`run` would do: order, slots and threads, memory, shared data; nothing is started."""
-        return self._planner.describe(self._make_plan(), self._ledger.all(), self._scheduler)
+        return self._planner.describe(self._make_plan(), self._ledger.all(), self._scheduler, self._books.stacks)
 
     def run(self) -> Iterator[Result]:
         """Train what was submitted and yield each job's result the moment it is on disk, verified.

@@ -75,3 +75,7 @@ class JobFailedError(UnifiedError):
 
 class CheckpointError(UnifiedError):
     """A checkpoint is damaged or belongs to another job. Delete it to start that job from its beginning."""
+
+
+class NotStackableError(UnifiedError):
+    """Members cannot step as one; the message says why. They train side by side instead."""

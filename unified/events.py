@@ -6,6 +6,7 @@ Times are seconds since the run began, on the engine's monotonic clock. Sizes ar
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,8 @@ class JobEvent(Event):
 class JobSubmitted(JobEvent):
     """A job was accepted; ``num_epochs`` and ``num_steps`` are its planned length, ``user`` its owner.
 
-    ``first_step`` is where its checkpoint stands when a run goes on after ``--resume``.
+    ``first_step`` is where its checkpoint stands when a run goes on after ``--resume``. ``sweep`` names the sweep that it is a
+    member of, ``values`` is what it got from it, by field.
     """
 
     user: str | None
@@ -45,6 +47,8 @@ class JobSubmitted(JobEvent):
     num_parameters: int
     peak_bytes: int
     first_step: int = 0
+    sweep: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,25 @@ class TurnEnded(JobEvent):
     steps: int
     seconds: float
     step: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackFormed(JobEvent):
+    """The ``members``, led by the job, step as one on ``slot`` from now on, ``speedup`` times faster than side by side."""
+
+    slot: int
+    members: tuple[str, ...]
+    speedup: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackRefused(JobEvent):
+    """The ``members`` do not step as one, for ``reason``, and go on one at a time; ``speedup`` if it was measured."""
+
+    slot: int
+    members: tuple[str, ...]
+    reason: str
+    speedup: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

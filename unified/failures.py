@@ -13,12 +13,15 @@ MAX_BANS = 3  #: a job that workers died with beside so many others stays alone
 _ACCOUNTS = ("is_alone", "num_job_failures", "num_infra_failures", "num_blames", "last_fault")
 
 
-def situation_of(record: JobRecord, fault: Fault, *, was_alone: bool, signature: str = "") -> Situation:
+def situation_of(
+    record: JobRecord, fault: Fault, *, was_alone: bool, signature: str = "", is_shared: bool = False
+) -> Situation:
     """Return a job's failure with what it had on its account before."""
     return Situation(
         fault=fault,
         signature=signature or f"{fault} at step {record.step}",
         was_alone=was_alone,
+        is_shared=is_shared,
         is_alone=record.is_alone,
         num_job_failures=record.num_job_failures,
         num_infra_failures=record.num_infra_failures,
@@ -35,7 +38,8 @@ def accounts_of(verdict: Verdict) -> dict[str, Any]:
 def suspects_of(lost: Sequence[JobRecord], attending: str | None) -> list[JobRecord]:
     """Return those of a dead worker's jobs whose code it ran: one that it attended to, or else whose turn it was.
 
-    A turn ends when the device is done with it, so what was launched and not yet synchronised is the running job's.
+    A turn ends when the device is done with it, so what was launched and not yet synchronised is the running job's. All members
+    of a stack have the turn: any may be the culprit, so all are suspects, none is blamed, and each runs alone next.
     """
     return [record for record in lost if (record.name == attending if attending else record.is_running or record.is_hosting)]
 
@@ -63,8 +67,11 @@ def death_text(record: JobRecord, fault: Fault, reason: str) -> str:
 
 
 def clear_suspect(record: JobRecord, bans: set[frozenset[str]], journal: Journal) -> None:
-    """A suspect has trained alone for a while: it is harmless by itself, and not to meet the same company again."""
-    for other in sorted(record.suspected_beside):
+    """A suspect has trained alone for a while: it is harmless by itself, and not to meet the same company again.
+
+    Who shared its turn was a suspect like itself and has to show the same; they may meet, but step as one no more.
+    """
+    for other in sorted(record.suspected_beside - record.shared_turns):
         bans.add(frozenset({record.name, other}))
         journal.ban(record.name, other)
     num_bans = sum(record.name in pair for pair in bans)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from unified.listeners import json_line
 from unified.messages import Inspected
 from unified.run_command import EXIT_DONE, EXIT_ERROR, check_folders
 from unified.summary import finite
-from unified.tables import submission_table
+from unified.tables import members_table, submission_table
 from unified.terminal import line_writer, make_console, show
 
 
@@ -25,35 +26,52 @@ def inspect(folder: Path, *, trust: bool, as_json: bool) -> int:
         InvalidSubmission: With everything that is wrong with it; with ``as_json`` it is printed instead.
     """
     found = _inspected(folder, trust=trust)
+    problems = [problem for member in found for problem in member.problems]
     if as_json:
-        line_writer(sys.stdout)(json_line(finite(_to_json(found))))
-        return EXIT_ERROR if found.problems else EXIT_DONE
-    if found.submission is not None:
-        show(make_console(), submission_table(found.submission, found.step_seconds))
-    if found.problems:
-        raise InvalidSubmission(found.problems)
+        line_writer(sys.stdout)(json_line(finite(_to_json(found, problems))))
+        return EXIT_ERROR if problems else EXIT_DONE
+    first = found[0]
+    if first.submission is not None:
+        if _is_sweep(first):
+            show(make_console(), members_table([(each.submission, each.step_seconds) for each in found if each.submission]))
+        show(make_console(), submission_table(first.submission, first.step_seconds))
+    if problems:
+        raise InvalidSubmission(problems)
     return EXIT_DONE
 
 
-def _inspected(folder: Path, *, trust: bool) -> Inspected:
+def _inspected(folder: Path, *, trust: bool) -> tuple[Inspected, ...]:
     try:
         check_folders([folder])
         with Engine(trust=trust) as engine:
             return engine.inspect_folder(folder)
     except InvalidSubmission as error:
-        return Inspected(folder=folder, submission=None, problems=error.problems, step_seconds=None)
+        return (Inspected(folder=folder, submission=None, problems=error.problems, step_seconds=None),)
 
 
-def _to_json(found: Inspected) -> dict[str, Any]:
+def _is_sweep(found: Inspected) -> bool:
+    """Whether what was read is the first member of a sweep, and not a job of its own."""
     submission = found.submission
-    job = {} if submission is None else _submission_to_json(submission) | {"step_seconds": found.step_seconds}
-    return {"folder": str(found.folder), **job, "problems": [_problem_to_json(p) for p in found.problems]}
+    return submission is not None and submission.spec.from_sweep is not None
+
+
+def _to_json(found: Sequence[Inspected], problems: Sequence[Problem]) -> dict[str, Any]:
+    """Return the first job, which of a sweep stands for what all have in common, and the members of a sweep."""
+    first = _one_to_json(found[0])
+    members = {"members": [_one_to_json(member) for member in found]} if _is_sweep(found[0]) else {}
+    return {"folder": str(found[0].folder), **first, **members, "problems": [_problem_to_json(p) for p in problems]}
+
+
+def _one_to_json(found: Inspected) -> dict[str, Any]:
+    submission = found.submission
+    return {} if submission is None else _submission_to_json(submission) | {"step_seconds": found.step_seconds}
 
 
 def _submission_to_json(submission: Submission) -> dict[str, Any]:
     return {
         "name": submission.name,
         "user": submission.spec.user,
+        "sweep": None if submission.spec.from_sweep is None else submission.spec.from_sweep.model_dump(mode="json"),
         "model": {
             "file": submission.model.path.name,
             "form": submission.model.form,

@@ -7,8 +7,9 @@ process, so workers stay small.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
@@ -32,8 +33,11 @@ from unified.member import Member
 from unified.memory import count_parameters, estimate
 from unified.messages import Inspect, Inspected, StepsTimed, TimeSteps
 from unified.process_settings import ProcessSettings
+from unified.stack_key import stack_key
+from unified.step_kind import step_kind
+from unified.stepping import Hooks
 from unified.submission.models import load_model, recognise
-from unified.trainer import Hooks, Trainer
+from unified.trainer import Trainer
 
 MAX_TRIAL_STEPS = 4  #: the first one warms up
 TRIAL_SECONDS = 0.3  #: after which no further step is begun
@@ -57,15 +61,12 @@ def run(pipe: Connection, num_threads: int) -> None:
                 pipe.send(_time_again(request.submission))
 
 
-def inspect(request: Inspect) -> Inspected:
-    """Read one job folder; never raises for what is wrong with it."""
+def inspect(request: Inspect) -> tuple[Inspected, ...]:
+    """Read a job folder and return its job, or every member of its sweep in order; never raises for what is wrong with it."""
     try:
-        submission, module, problems = _read(request)
-        seconds = None
-        if request.num_threads and not problems and submission.estimate.peak_bytes < request.within_bytes:
-            seconds, problems = _time_steps(submission, module)
+        return _inspect(request)
     except InvalidSubmission as error:
-        return Inspected(folder=request.folder, submission=None, problems=error.problems, step_seconds=None)
+        return (Inspected(folder=request.folder, submission=None, problems=error.problems, step_seconds=None),)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's model or file raises is that job's problem
         problem = Problem(
             code="E-READ",
@@ -75,14 +76,35 @@ def inspect(request: Inspect) -> Inspected:
             given=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             remedy="check that the model runs on one batch of this data",
         )
-        return Inspected(folder=request.folder, submission=None, problems=(problem,), step_seconds=None)
-    return Inspected(folder=request.folder, submission=submission, problems=problems, step_seconds=seconds)
+        return (Inspected(folder=request.folder, submission=None, problems=(problem,), step_seconds=None),)
 
 
-def _read(request: Inspect) -> tuple[Submission, nn.Module, tuple[Problem, ...]]:
-    folder = request.folder
-    spec = JobSpec.read(folder / "job.json")
-    found = _Found(spec.name)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    """What a job folder holds, read once for all members of a sweep."""
+
+    spec: JobSpec
+    model: ModelRef
+    train: DatasetRef
+    test: DatasetRef | None
+
+
+def _inspect(request: Inspect) -> tuple[Inspected, ...]:
+    files = _read(request)
+    members = files.spec.members()
+    kinds: dict[str, list[JobSpec]] = {}
+    for member in members:
+        kinds.setdefault(step_kind(member), []).append(member)
+    found = _Found()
+    measured = {kind: found.get(partial(_measure, request, files, alike)) for kind, alike in kinds.items()}
+    found.raise_if_any()
+    answers = {kind: iter(answers or ()) for kind, answers in measured.items()}
+    return tuple(next(answers[step_kind(member)]) for member in members)
+
+
+def _read(request: Inspect) -> _Files:
+    spec = JobSpec.read(request.folder / "job.json")
+    found = _Found()
     model = found.get(lambda: _model_ref(spec, request))
     train = found.get(lambda: _dataset(spec, spec.data.train, request, None))
     test = None
@@ -91,27 +113,71 @@ def _read(request: Inspect) -> tuple[Submission, nn.Module, tuple[Problem, ...]]
     found.raise_if_any()
     assert model is not None, "an absent model is a problem, raised above"
     assert train is not None, "absent training data is a problem, raised above"
-    module = load_model(model, job=spec.name)
-    found.problems += [*_data_problems(spec, train, test), *_state_problems(spec, module)]
-    found.problems += component_problems(spec.name, optimizer=spec.optimizer, params=module.parameters())
-    found.raise_if_any()
-    measured, problems = _estimate(spec, module, train, request.device_type)
-    submission = Submission(spec=spec, folder=folder, model=model, train=train, test=test, estimate=measured, id=request.id)
-    return submission, module, problems
+    return _Files(spec=spec, model=model, train=train, test=test)
+
+
+def _measure(request: Inspect, files: _Files, alike: Sequence[JobSpec]) -> list[Inspected]:
+    """Check and measure the first of jobs that take the same step; what comes of it holds for the others.
+
+    Raises:
+        InvalidSubmission: With everything that is wrong with that step before it is tried.
+    """
+    spec, module = alike[0], load_model(files.model, job=alike[0].name)
+    problems = [*_data_problems(spec, files.train, files.test), *_state_problems(spec, module)]
+    problems += component_problems(spec.name, optimizer=spec.optimizer, params=module.parameters())
+    if problems:
+        raise InvalidSubmission(problems)
+    # now: the model's own code, called below, may turn the process's switches
+    keys = {member.stacking: _stack_key(member, module, files.train) for member in alike}
+    measured, failed = _estimate(spec, module, files.train, request.device_type)
+    first = Submission(
+        spec=spec,
+        folder=request.folder,
+        model=files.model,
+        train=files.train,
+        test=files.test,
+        estimate=measured,
+        id=request.id,
+    )
+    submissions = [replace(first, spec=member, stack_key=None if failed else keys[member.stacking]) for member in alike]
+    seconds = None
+    if request.num_threads and not failed and measured.peak_bytes < request.within_bytes:
+        seconds, failed = _time_one(submissions, module)
+    return [
+        Inspected(
+            folder=request.folder, submission=each, problems=failed if each is submissions[0] else (), step_seconds=seconds
+        )
+        for each in submissions
+    ]
+
+
+def _time_one(alike: Sequence[Submission], module: nn.Module) -> tuple[float | None, tuple[Problem, ...]]:
+    """Time steps of the first of these jobs; where they fail, as with too high a learning rate, those of the last."""
+    seconds, problems = _time_steps(alike[0], module)
+    if problems and len(alike) > 1:
+        seconds, _ = _time_steps(alike[-1], load_model(alike[-1].model, job=alike[-1].name))
+    return seconds, problems
+
+
+def _stack_key(spec: JobSpec, module: nn.Module, train: DatasetRef) -> str | None:
+    try:
+        return stack_key(spec, module, load_tensors(train))
+    except Exception:  # noqa: BLE001 - the model's own words for itself; it steps by itself then
+        return None
 
 
 class _Found:
     """Collects the problems of independent parts, so that all are told at once."""
 
-    def __init__(self, job: str) -> None:
-        self.job = job
+    def __init__(self) -> None:
         self.problems: list[Problem] = []
 
     def get(self, read: Callable[[], T]) -> T | None:
         try:
             return read()
         except InvalidSubmission as error:
-            self.problems += error.problems
+            told = {replace(problem, job="") for problem in self.problems}  # of other members of the same sweep
+            self.problems += [problem for problem in error.problems if replace(problem, job="") not in told]
             return None
 
     def raise_if_any(self) -> None:

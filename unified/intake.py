@@ -25,6 +25,7 @@ from unified.quantities import bytes_text
 from unified.run_state import RunFolder, newest_step
 from unified.slots import Reader
 from unified.staging import stage
+from unified.step_kind import step_kind
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Intake:
 
     def read_specs(self, specs: Sequence[JobSpec]) -> list[JobRecord]:
         """Return jobs made in Python; raises as :meth:`read_folders` does."""
-        for name, count in Counter(spec.name for spec in specs).items():
+        for name, count in Counter(member.name for spec in specs for member in spec.members()).items():
             if count > 1:
                 raise UnifiedError(f"there are two jobs named {name!r} in this run; give each its own name")
         staging = self.folder.state / "staged"
@@ -74,8 +75,8 @@ class Intake:
         staged = [stage(spec, folder, self._cache) for spec, folder in zip(specs, folders, strict=True)]
         return self._records(self._read(staged, staged=True))
 
-    def inspect(self, folder: Path) -> Inspected:
-        """Read one job folder and time its steps.
+    def inspect(self, folder: Path) -> tuple[Inspected, ...]:
+        """Read one job folder and time its steps; each member's if it is a sweep.
 
         Raises:
             InvalidSubmission: If it is no job folder.
@@ -84,21 +85,25 @@ class Intake:
         return self._read([folder.resolve()], staged=False, always_time=True)[0]
 
     def time_steps(self, records: Sequence[JobRecord], num_threads: int) -> None:
-        """Time trial steps of these jobs with ``num_threads`` and note them in the records.
+        """Time trial steps of these jobs with ``num_threads`` and note them in the records; of jobs that step alike, one's.
 
         Raises:
             WorkerDiedError: If the process that timed them died.
         """
-        timed = self._reader.time([record.submission for record in records], num_threads)
-        for record, answer in zip(records, timed, strict=True):
-            # A step that fails, fails at any number of threads; the job's own turn will tell its owner.
-            record.trial_seconds[num_threads] = answer.step_seconds or 0.0
+        alike: dict[tuple[str, ...], list[JobRecord]] = {}
+        for record in records:
+            alike.setdefault(_step_key(record.submission), []).append(record)
+        timed = self._reader.time([same[0].submission for same in alike.values()], num_threads)
+        for same, answer in zip(alike.values(), timed, strict=True):
+            for record in same:
+                # A step that fails, fails at any number of threads; the job's own turn will tell its owner.
+                record.trial_seconds[num_threads] = answer.step_seconds or 0.0
 
     @property
     def _reader(self) -> Reader:
         return Reader(nursery=self.nursery, num_processes=self.planner.num_cores)
 
-    def _read(self, folders: Sequence[Path], *, staged: bool, always_time: bool = False) -> list[Inspected]:
+    def _read(self, folders: Sequence[Path], *, staged: bool, always_time: bool = False) -> list[tuple[Inspected, ...]]:
         planner = self.planner
         is_timed = planner.is_on_cpu and (always_time or planner.chooses_threads)
         requests = [
@@ -115,7 +120,8 @@ class Intake:
         ]
         return self._reader.read(requests)
 
-    def _records(self, answers: Sequence[Inspected]) -> list[JobRecord]:
+    def _records(self, found: Sequence[tuple[Inspected, ...]]) -> list[JobRecord]:
+        answers = [answer for members in found for answer in members]
         problems = [problem for answer in answers if answer.submission is None for problem in answer.problems]
         if problems:
             raise InvalidSubmission(problems)
@@ -159,6 +165,10 @@ class Intake:
                 for record in too_big
             ]
             raise DoesNotFitError("\n".join(lines))
+
+
+def _step_key(submission: Submission) -> tuple[str, ...]:
+    return submission.model.sha256, submission.train.key, step_kind(submission.spec)
 
 
 def _warn_of_options_without_effect(submission: Submission) -> None:

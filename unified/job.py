@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,12 +24,13 @@ from unified.job_parts import (
     CheckpointSpec,
     DataSpec,
     EarlyStopping,
+    FromSweep,
     LossSpec,
     LRSchedulerSpec,
     OptimizerSpec,
     Part,
 )
-from unified.job_problems import problems_in
+from unified.job_problems import MAX_PROBLEMS, problems_in
 from unified.job_rules import (
     data_problems,
     early_stopping_problems,
@@ -45,9 +48,11 @@ from unified.job_values import (
     OutputName,
     PositiveFloat,
     PositiveInt,
+    SweepValues,
     UserName,
 )
 from unified.strict_json import read_json
+from unified.sweeps import equal_members_problems, member_fields, member_problems, sweep_problems
 
 #: The fields that each rule reads, in the order of its arguments.
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterable[Problem]]], ...] = (
@@ -82,6 +87,8 @@ _NOT_TRAINING = {
     "exclusive",
     "checkpoint",
     "model",
+    "sweep",
+    "from_sweep",
 }
 _FILES = {"train", "test", "tokenizer"}
 
@@ -129,6 +136,9 @@ class JobSpec(Part):
             ``"exact"``: not where that rounds differently.
         on_nan: What a loss of NaN does: ``"fail"`` the job or ``"keep"`` going.
         output: Which output of the model goes to the loss; see :func:`unified.components.select_output`.
+        sweep: From a field such as ``"optimizer.lr"`` to the values that it takes, one job for each combination; see
+            :meth:`members`.
+        from_sweep: Of a member of a sweep: which, and the values that this one got.
 
     Raises:
         InvalidSubmission: With everything that is wrong, including what PyTorch would refuse in the loss, the
@@ -180,6 +190,8 @@ class JobSpec(Part):
     stacking: Literal["auto", "never", "exact"] = "auto"
     on_nan: Literal["fail", "keep"] = "fail"
     output: OutputName | None = None
+    sweep: SweepValues | None = None
+    from_sweep: FromSweep | None = None
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any], job: str | None = None, *, asks_torch: bool = True) -> JobSpec:
@@ -206,6 +218,22 @@ class JobSpec(Part):
         path = Path(path)
         folder = path.absolute().parent.name
         return cls.model_validate(read_json(path, job=folder), context={"job": folder})
+
+    def members(self) -> tuple[JobSpec, ...]:
+        """Return the jobs of a sweep, each an ordinary one, in the order written; of a job without a sweep, itself.
+
+        Example:
+            >>> job = JobSpec(
+            ...     name="digits", model="a.umodel", data={"train": "train.pt"}, loss="CrossEntropyLoss", optimizer="SGD",
+            ...     epochs=3, batch_size=64, sweep={"optimizer.lr": [0.1, 0.01], "seed": [0, 1]},
+            ... )
+            >>> [member.name for member in job.members()][:3]
+            ['digits-000-lr0.1-seed0', 'digits-001-lr0.1-seed1', 'digits-002-lr0.01-seed0']
+        """
+        if self.sweep is None:
+            return (self,)
+        # What the members hold was checked, PyTorch asked, when this job was made.
+        return tuple(JobSpec.parse(fields, asks_torch=False) for fields in member_fields(_plain_fields(self)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as plain JSON, from which :meth:`parse` makes an equal job.
@@ -254,6 +282,9 @@ class JobSpec(Part):
         problems += _problems_between(spec, malformed, job)
         if (info.context or {}).get("asks_torch", True):
             problems += _torch_problems(spec, malformed, job)
+        if spec.sweep is not None:
+            as_given = {field: value[field] for field in malformed & value.keys() - {"name"}}
+            problems += _sweep_problems(spec, as_given, job, problems, info.context)
         if problems:
             raise InvalidSubmission(problems)
         return spec
@@ -272,6 +303,37 @@ def _problems_between(spec: JobSpec, malformed: frozenset[str], job: str) -> lis
         if malformed.isdisjoint(fields):
             problems += rule(job, *(getattr(spec, field) for field in fields))
     return problems
+
+
+def _sweep_problems(
+    spec: JobSpec, malformed: dict[str, Any], job: str, known: list[Problem], context: dict[str, Any] | None
+) -> list[Problem]:
+    """Return what is wrong with a sweep or else with its members, apart from what is ``known`` of the job without it."""
+    assert spec.sweep is not None, "there is a sweep to be checked"
+    # What is malformed, is so in the members too: there it counts as known, where a stand-in would bring problems of its own.
+    fields = _plain_fields(spec) | malformed
+    problems = [*islice(sweep_problems(job, fields, spec.sweep, JobSpec), MAX_PROBLEMS)]
+    if problems:
+        return problems
+    members = member_fields(fields)
+    told = {replace(problem, job=job) for problem in known}
+    found = [(member, _problems_of(member, job, told, context)) for member in members]
+    return [*islice(member_problems(job, found), MAX_PROBLEMS)] or [*equal_members_problems(job, members)]
+
+
+def _problems_of(fields: dict[str, Any], job: str, known: set[Problem], context: dict[str, Any] | None) -> list[Problem]:
+    """Return what is wrong with a member and is not ``known`` of the whole sweep."""
+    try:
+        JobSpec.model_validate(fields, context=context)
+    except InvalidSubmission as error:
+        return [problem for problem in error.problems if replace(problem, job=job) not in known]
+    return []
+
+
+def _plain_fields(spec: JobSpec) -> dict[str, Any]:
+    """Return a job's fields as JSON has them, but for the model and the data, which in Python may be objects."""
+    held = {"model", "data"}
+    return spec.model_dump(mode="json", exclude=held) | {field: getattr(spec, field) for field in held}
 
 
 def _torch_problems(spec: JobSpec, malformed: frozenset[str], job: str) -> list[Problem]:

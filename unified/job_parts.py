@@ -16,7 +16,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from unified.job_problems import refusal
-from unified.job_values import Columns, FilePath, Plain, PositiveInt, Samples, plain_json
+from unified.job_values import Columns, FilePath, JobName, Plain, PositiveInt, Samples, plain_json
 from unified.metrics import HIGHER_IS_BETTER
 
 MAX_ARGUMENTS = 50  #: of one component; PyTorch's longest list is half that
@@ -110,6 +110,18 @@ class EarlyStopping(Part):
     metric: Annotated[str, WithJsonSchema({"enum": list(HIGHER_IS_BETTER)})]
     patience: PositiveInt
     min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class FromSweep(Part):
+    """Which sweep a job is a member of: written when the sweep is expanded.
+
+    Attributes:
+        name: The sweep's name.
+        values: What this member got, by field; its own fields say the same.
+    """
+
+    name: JobName
+    values: dict[str, Plain]
 
 
 class CheckpointSpec(Part):

@@ -14,6 +14,9 @@ from unified.errors import Problem
 
 MAX_PROBLEMS = 100  #: of one job; nobody reads on, and a hostile file could have a million
 
+#: Fields that all members of a sweep share: who it is, where it goes, and its one model and data, which are read once.
+NOT_SWEPT = frozenset({"name", "id", "user", "client_token", "model", "data", "sweep", "from_sweep"})
+
 _LONGEST = 80
 _TYPES = {
     "int_type": "an integer",
@@ -22,6 +25,8 @@ _TYPES = {
     "bool_type": "true or false",
     "string_type": "text",
     "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "an object",
     "model_type": "an object",
     "model_attributes_type": "an object",
 }
@@ -82,6 +87,20 @@ def describe(value: object) -> str:
     return f"a {type(value).__name__} object"
 
 
+def or_sweep(field: str, value: object, remedy: str) -> str:
+    """Return a remedy that also tells of sweeps if ``value`` is a list in a field that takes none.
+
+    Example:
+        >>> or_sweep("seed", [0, 1], "give an integer")
+        'give an integer, or to train with each of them write "sweep": {"seed": [0, 1]}'
+    """
+    is_listed = isinstance(value, list | tuple) and "[" not in field and field.partition(".")[0] not in NOT_SWEPT
+    if not is_listed:
+        return remedy
+    values = "[…]" if len(value) > 8 or any(isinstance(item, list | Mapping) for item in value) else describe(value)
+    return f'{remedy}, or to train with each of them write "sweep": {{"{field}": {values}}}'
+
+
 def _brief(value: object) -> str:
     return "…" if isinstance(value, list | tuple | Mapping) else describe(value)
 
@@ -104,6 +123,8 @@ def _problem(details: ErrorDetails, job: str, model: type[BaseModel]) -> Problem
         code, expected, remedy = "E-TYPE", _TYPES[kind], _type_remedy(_TYPES[kind], value)
     else:
         code, (expected, remedy) = "E-VALUE", _value_in_words(details)
+    if kind in _TYPES or kind == "literal_error":
+        remedy = or_sweep(_field(place), value, remedy)
     return Problem(code=code, job=job, field=_field(place), expected=expected, given=given, remedy=remedy)
 
 
@@ -116,14 +137,16 @@ def _field(place: tuple[int | str, ...]) -> str:
 def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
     """Return the names of the fields at ``place`` in ``model``."""
     for step in place:
-        model = _model_in(model.model_fields[str(step)].annotation)
+        inner = model_in(model.model_fields[str(step)].annotation)
+        assert inner is not None, "only records have keys that may be unknown"
+        model = inner
     return [*model.model_fields]
 
 
-def _model_in(annotation: object) -> type[BaseModel]:
-    """Return the model in an annotation such as ``DataSpec | None``."""
+def model_in(annotation: object) -> type[BaseModel] | None:
+    """Return the model in an annotation such as ``DataSpec | None``, None if there is none in it."""
     kinds = (annotation, *get_args(annotation))
-    return next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _type_remedy(expected: str, value: object) -> str:

@@ -176,6 +176,16 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _lists(value: object) -> object:
+    if not isinstance(value, Mapping):
+        return value
+    return {field: list(values) if isinstance(values, tuple) else values for field, values in value.items()}
+
+
+_SWEEP = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True}}
+
+SweepValues = Annotated[dict[str, list[Plain]], BeforeValidator(_lists), WithJsonSchema(_SWEEP)]
+
 MetricNames = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_tuple),

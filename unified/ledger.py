@@ -51,6 +51,7 @@ class JobRecord:
         peak_bytes: Highest memory, estimated on a CPU, measured on a GPU.
         is_alone: It must have a slot to itself: it is on probation, or ran out of memory beside others.
         suspected_beside: Whom it ran beside when its worker died, until it is cleared.
+        shared_turns: Those in whose company it was one of several suspects, as they stepped as one; it does so no more.
         num_job_failures: Failures of its own.
         num_infra_failures: Failures of workers and hosts since its last progress.
         num_blames: How often it was the culprit of a worker's death.
@@ -59,6 +60,8 @@ class JobRecord:
         loss: Latest loss reported.
         metrics: The last row of its metrics.
         companions: Names of jobs that were resident beside it.
+        stacked_with: Names of jobs that it stepped as one with.
+        stack_speedup: How many times faster it was in its last stack than side by side; None if it never was in one.
         num_events: Counter for the scheduler's events.
     """
 
@@ -91,6 +94,7 @@ class JobRecord:
     peak_bytes: int = 0
     is_alone: bool = False
     suspected_beside: frozenset[str] = frozenset()
+    shared_turns: frozenset[str] = frozenset()
     num_job_failures: int = 0
     num_infra_failures: int = 0
     num_blames: int = 0
@@ -99,6 +103,8 @@ class JobRecord:
     loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     companions: set[str] = field(default_factory=set)
+    stacked_with: set[str] = field(default_factory=set)
+    stack_speedup: float | None = None
     num_events: int = 0
 
     @property
@@ -164,6 +170,7 @@ class JobRecord:
 def submitted_event(record: JobRecord) -> JobSubmitted:
     """Return the news that a job was accepted."""
     submission = record.submission
+    origin = submission.spec.from_sweep
     return JobSubmitted(
         at=record.submit_time,
         job=record.name,
@@ -174,6 +181,8 @@ def submitted_event(record: JobRecord) -> JobSubmitted:
         num_parameters=submission.estimate.num_parameters,
         peak_bytes=submission.estimate.peak_bytes,
         first_step=record.step,
+        sweep=None if origin is None else origin.name,
+        values={} if origin is None else dict(origin.values),
     )
 
 

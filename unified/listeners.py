@@ -20,11 +20,13 @@ from unified.events import (
     JobResumed,
     JobSubmitted,
     RunStarted,
+    StackFormed,
+    StackRefused,
     TurnStarted,
     WorkerLost,
 )
 from unified.progress import shown_metrics
-from unified.quantities import bytes_text, count_text, metrics_text, plural, seconds_text
+from unified.quantities import bytes_text, count_text, metrics_text, plural, seconds_text, stack_text
 from unified.summary import finite
 from unified.terminal import line_writer
 
@@ -42,6 +44,7 @@ class PlainLines:
         self._write = line_writer(stream)
         self._epochs: dict[str, int] = {}
         self._started: set[str] = set()
+        self._stacks: set[tuple[str, ...]] = set()
 
     def __call__(self, event: Event) -> None:
         """Write the line of ``event``, if it has one."""
@@ -51,6 +54,10 @@ class PlainLines:
             if event.job in self._started:
                 return
             self._started.add(event.job)
+        if isinstance(event, StackFormed):
+            if event.members in self._stacks:
+                return
+            self._stacks.add(event.members)
         say = _LINES.get(type(event))
         if say is None:
             return
@@ -146,6 +153,10 @@ def _failed(event: JobFailed) -> str:
     return f"failed: {event.reason}" + (f" (log: {event.log})" if event.log else "")
 
 
+def _stack_refused(event: StackRefused) -> str:
+    return f"{stack_text(event.members, event.speedup)}: {event.reason}; they train one at a time"
+
+
 def _worker_lost(event: WorkerLost) -> str:
     jobs = ", ".join(event.jobs) or "no job"
     return f"the worker of slot {event.slot} died: {event.reason}; from their checkpoints go on: {jobs}"
@@ -156,6 +167,8 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
     JobSubmitted: _submitted,
     TurnStarted: lambda event: f"started on slot {event.slot}",
     EpochDone: lambda event: metrics_text(shown_metrics(event.metrics)),
+    StackFormed: lambda event: f"leads a {stack_text(event.members, event.speedup)}",
+    StackRefused: _stack_refused,
     JobPaused: lambda event: f"paused at step {event.step}",
     JobResumed: lambda event: f"waits for its turn again, from step {event.step}",
     JobCancelled: lambda event: "cancelled",

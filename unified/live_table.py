@@ -19,7 +19,7 @@ from rich.style import Style
 
 from unified.job_state import JobState
 from unified.progress import JobProgress
-from unified.quantities import MISSING, bytes_text, clock_text, plural, value_text
+from unified.quantities import MISSING, bytes_text, clock_text, plural, stack_text, value_text
 from unified.summary import Summary
 
 REFRESH_SECONDS = 0.25
@@ -141,7 +141,11 @@ def draw(summary: Summary, now: float, width: int, height: int, bar: str = "‚îÅ‚
     jobs = list(summary.jobs.values())
     yield Segment(_headline(summary, jobs, now)[:width], BOLD)
     yield Segment.line()
-    shown = _most_urgent(jobs, max(1, height - 3))
+    stacks = summary.stacks()[: max(0, (height - 4) // 4)]
+    for names in stacks:
+        yield Segment(stack_text(names, summary.jobs[names[0]].stack_speedup)[:width], STATE_STYLES[JobState.RUNNING])
+        yield Segment.line()
+    shown = _most_urgent(jobs, max(1, height - 3 - len(stacks)))
     rows = [_cells(job, now) for job in shown]
     titles = [column.title for column in COLUMNS]
     widths = _fit([titles, *rows], width)

@@ -41,10 +41,28 @@ class Host(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTurn(Command):
-    """Train this job for one quantum."""
+    """Train this job for one quantum, and with it its companions, as one if that pays.
+
+    Attributes:
+        job: Whose turn it is: the leader of a stack.
+        quantum: How long.
+        companions: Hosted jobs that are to step as one with it.
+        speedup: What was measured of such a stack before; None: measure it.
+        least_speedup: They step as one if that is more than so many times faster than side by side.
+    """
 
     job: str
     quantum: Quantum
+    companions: tuple[str, ...] = ()
+    speedup: float | None = None
+    least_speedup: float = 1.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinTurn(Command):
+    """Let this hosted job join the turn under way at the next step boundary; without one, its turn ends at once."""
+
+    job: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +199,23 @@ class Failed(Report):
     step: int
     fault: Fault = Fault.OWN
     log: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackFormed(Report):
+    """The job leads a stack: ``members``, itself first, step as one, ``speedup`` times faster than side by side."""
+
+    members: tuple[str, ...]
+    speedup: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackRefused(Report):
+    """The ``members`` do not step as one, for ``reason``; ``speedup`` if it was measured. The first goes on alone."""
+
+    members: tuple[str, ...]
+    reason: str
+    speedup: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

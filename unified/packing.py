@@ -152,6 +152,16 @@ class Demand:
         return max(0, self.peak_bytes - self.resident_bytes)
 
 
+def stack_demand(members: Sequence[Demand]) -> Demand:
+    """Return the memory of jobs that step as one: all their steps at the same time, and one more copy of what they hold.
+
+    >>> stack_demand([Demand(resident_bytes=10, peak_bytes=14), Demand(resident_bytes=10, peak_bytes=15)])
+    Demand(resident_bytes=20, peak_bytes=49)
+    """
+    resident = sum(demand.resident_bytes for demand in members)
+    return Demand(resident_bytes=resident, peak_bytes=2 * resident + sum(demand.step_bytes for demand in members))
+
+
 def admits(candidate: Demand, resident: Sequence[Demand], capacity_bytes: int) -> bool:
     """Say whether ``candidate`` fits beside those who are resident: one of them steps while the others are parked.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from schedulers import base
 from unified.ledger import JobRecord, Ledger
-from unified.packing import admits
+from unified.packing import Demand, admits, stack_demand
 from unified.slots import Slot
 
 
@@ -36,27 +36,41 @@ class Placement:
         for record in ledger.all():  # once: there may be hundreds of jobs, and each is tried on each slot
             if record.slot is not None:
                 self._residents[record.slot].append(record)
-        self._demands = {index: _total_demand(records) for index, records in self._residents.items()}
+        self._turns = {slot.index: frozenset(slot.turn) for slot in slots}
+        self._demands = {index: _needed_bytes(self._demands_on(index)) for index in self._residents}
 
-    def accepted(self, slot: Slot, ready: Sequence[JobRecord]) -> frozenset[str]:
-        """Return the names of the unplaced jobs that may go to ``slot``."""
+    def accepted(
+        self, slot: Slot, ready: Sequence[JobRecord], companions: Mapping[str, Sequence[JobRecord]] | None = None
+    ) -> frozenset[str]:
+        """Return the names of the unplaced jobs that may go to ``slot``, each with its ``companions`` if it leads a stack."""
         lonely = self.first_lonely(ready)
         if lonely is not None and slot is self.reserved_for(lonely):
             ready = [lonely]
         unplaced = [record for record in ready if record.slot is None]
-        return frozenset(record.name for record in unplaced if self.fits(record, slot))
+        beside = companions or {}
+        return frozenset(record.name for record in unplaced if self.fits(record, slot, beside.get(record.name, ())))
 
-    def fits(self, record: JobRecord, slot: Slot) -> bool:
-        """Whether a job may join those that are resident on ``slot``."""
-        resident = [other for other in self._residents[slot.index] if other is not record]
-        if resident and (record.needs_own_slot or any(other.needs_own_slot for other in resident)):
+    def fits(self, record: JobRecord, slot: Slot, companions: Sequence[JobRecord] = ()) -> bool:
+        """Whether a job, with companions if it is to step as one with them, may join those that are resident on ``slot``."""
+        members = [record, *companions]
+        names = {member.name for member in members}
+        resident = [other for other in self._residents[slot.index] if other.name not in names]
+        if resident and any(other.needs_own_slot for other in (*members, *resident)):
             return False
-        if any(frozenset({record.name, other.name}) in self._bans for other in resident):
+        if any(frozenset({member.name, other.name}) in self._bans for member in members for other in resident):
             return False
         capacity = self._capacity_bytes
         if slot.device == "cpu":
             capacity -= sum(self._demands.values()) - self._demands[slot.index]
-        return admits(record.demand, [other.demand for other in resident], capacity)
+        demand = stack_demand([member.demand for member in members]) if companions else record.demand
+        return admits(demand, self._demands_on(slot.index, without=names), capacity)
+
+    def _demands_on(self, index: int, without: AbstractSet[str] = frozenset()) -> list[Demand]:
+        """Return what the residents of a slot need; those that have a turn as one need it together."""
+        residents = [record for record in self._residents[index] if record.name not in without]
+        stack = [record.demand for record in residents if record.name in self._turns[index]]
+        others = [record.demand for record in residents if record.name not in self._turns[index]]
+        return [stack_demand(stack), *others] if len(stack) > 1 else [*stack, *others]
 
     def first_lonely(self, ready: Sequence[JobRecord]) -> JobRecord | None:
         """Return the first job that waits for a slot of its own."""
@@ -72,10 +86,8 @@ class Placement:
         return [record for record in self._residents[slot.index] if record.is_ready]
 
 
-def _total_demand(records: Sequence[JobRecord]) -> int:
-    demands = [record.demand for record in records]
-    extra = max((demand.peak_bytes - demand.resident_bytes for demand in demands), default=0)
-    return sum(demand.resident_bytes for demand in demands) + extra
+def _needed_bytes(demands: Sequence[Demand]) -> int:
+    return sum(demand.resident_bytes for demand in demands) + max((demand.step_bytes for demand in demands), default=0)
 
 
 def wrong_grant(grants: Sequence[base.Grant], ready: Sequence[base.JobView], slots: Sequence[base.SlotView]) -> str | None:

@@ -6,17 +6,19 @@ On a GPU there is one slot per device. On a CPU host slots and threads are plann
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from schedulers import base
 from unified.device import gpu_memory, host_memory, num_usable_cores
 from unified.errors import UnifiedError
+from unified.grouping import Candidate, Rules, group
 from unified.job_state import ENDED
 from unified.ledger import JobRecord
 from unified.packing import JobCost, Plan, Stage, plan_devices, plan_slots
 from unified.quantities import plural
 from unified.run_plan import PlannedJob, RunPlan
+from unified.stacks import Stacks
 from unified.step_time import step_seconds_guess
 
 GPU_MEMORY_SHARE = 0.8  #: of what is free on a GPU: a tenth is for datasets, the rest for context and fragmentation
@@ -95,7 +97,7 @@ class Planner:
         sharers = 1 if self.is_on_cpu else -(-stage.slots // len(self.devices))
         return self.capacity_bytes // sharers
 
-    def describe(self, plan: Plan, records: Sequence[JobRecord], scheduler: base.Scheduler) -> RunPlan:
+    def describe(self, plan: Plan, records: Sequence[JobRecord], scheduler: base.Scheduler, stacks: Stacks) -> RunPlan:
         """Return the plan in words and numbers, for people."""
         threads = plan.threads_by_job
         by_name = {record.name: record for record in records}
@@ -111,6 +113,7 @@ class Planner:
             stages="\n".join(map(_describe, plan.stages)),
             reason=plan.reason,
             predicted_seconds=plan.predicted_seconds,
+            stacks=tuple(names for stage in plan.stages for names in _stacks_of(stage, by_name, stacks)),
             shared={key: names for key, names in shared.items() if len(names) > 1},
         )
 
@@ -137,6 +140,14 @@ class Planner:
         scale = trials[1] / guess[1] if trials.get(1) and guess[1] else 1.0
         seconds = {count: steps * trials.get(count, value * scale) for count, value in guess.items()}
         return JobCost(name=record.name, seconds_by_threads=seconds)
+
+
+def _stacks_of(stage: Stage, records: Mapping[str, JobRecord], stacks: Stacks) -> list[tuple[str, ...]]:
+    """Return the stacks that a stage would begin with, if all its jobs were there at once and had the memory."""
+    waiting = [records[name] for name in records if name in stage.jobs]
+    rules = Rules(num_slots=stage.slots, max_size=stacks.max_size, num_running={}, least_sizes={}, bans=frozenset())
+    candidates = [Candidate(name=record.name, key=stacks.group_key(record, stage.threads)) for record in waiting]
+    return [names for names in group(candidates, rules) if len(names) > 1]
 
 
 def _free_bytes(devices: tuple[str, ...]) -> int:

@@ -15,6 +15,7 @@ from unified.events import (
     JobPaused,
     JobResumed,
     JobSubmitted,
+    StackFormed,
     StepsDone,
     TurnEnded,
     TurnStarted,
@@ -44,6 +45,11 @@ class JobProgress:
         epoch: The epoch it is in, or was last in, from 1; 0 before the first.
         in_turn_since: When its present turn began; None between turns.
         finished: The engine's own last word on a finished job: its times, metrics and peak.
+        stack: With whom it steps as one just now, itself included, the leader first; empty if it does not.
+        stacked_with: With whom it ever did.
+        stack_speedup: How many times faster that was than side by side, when last measured.
+        sweep: The sweep that it is a member of, if it is one.
+        values: What it got from it, by field.
     """
 
     name: str
@@ -71,6 +77,11 @@ class JobProgress:
     turns: int = 0
     turn_seconds: float = 0.0
     finished: JobFinished | None = None
+    stack: tuple[str, ...] = ()
+    stacked_with: set[str] = field(default_factory=set)
+    stack_speedup: float | None = None
+    sweep: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
 
     @property
     def training_seconds(self) -> float:
@@ -109,6 +120,11 @@ class JobProgress:
         if action is not None:
             action(self, event)
 
+    def join_stack(self, event: StackFormed) -> None:
+        """Take note that the job steps as one with others from now on."""
+        self.stack, self.stack_speedup = event.members, event.speedup
+        self.stacked_with |= {*event.members} - {self.name}
+
     def lose_worker(self, at: float) -> None:
         """Take note that the worker it was on died at ``at``: it waits for another."""
         _stop_turn(self, at)
@@ -118,6 +134,7 @@ class JobProgress:
         """Return the job's entry in ``summary.json``."""
         return {
             "user": self.user,
+            "sweep": None if self.sweep is None else {"name": self.sweep, "values": self.values},
             "state": str(self.state),
             "reason": self.reason,
             "log": self.log,
@@ -136,12 +153,15 @@ class JobProgress:
             "num_parameters": self.num_parameters,
             "peak_bytes": self.peak_bytes,
             "estimated_peak_bytes": self.estimated_peak_bytes,
+            "stacked_with": sorted(self.stacked_with),
+            "stack_speedup": self.stack_speedup,
             "metrics": self.metrics,
         }
 
 
 def _submitted(job: JobProgress, event: JobSubmitted) -> None:
     job.user, job.submitted_at = event.user, event.at
+    job.sweep, job.values = event.sweep, event.values
     job.num_parameters, job.estimated_peak_bytes = event.num_parameters, event.peak_bytes
     job.num_epochs, job.num_steps = event.num_epochs, event.num_steps
     job.first_step = job.step = event.first_step
@@ -172,7 +192,7 @@ def _epoch_done(job: JobProgress, event: EpochDone) -> None:
 
 def _turn_ended(job: JobProgress, event: TurnEnded) -> None:
     job.turn_seconds += event.seconds
-    job.in_turn_since = None
+    job.in_turn_since, job.stack = None, ()
     if event.step is not None:
         job.step = event.step
 
@@ -208,6 +228,7 @@ def _end(job: JobProgress, at: float, state: JobState) -> None:
 
 def _stop_turn(job: JobProgress, at: float) -> None:
     """Close a turn that nobody reported the end of: its worker or its job failed in the middle."""
+    job.stack = ()
     if job.in_turn_since is not None:
         job.turn_seconds += at - job.in_turn_since
         job.in_turn_since = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MISSING = "–"  #: shown where there is nothing to show
 
@@ -105,3 +106,14 @@ def _scaled(value: float, base: float, units: tuple[str, ...]) -> tuple[float, s
 
 def _three_digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 99.95 or value == int(value) else f"{value:.3g}"
+
+
+def stack_text(members: Sequence[str], speedup: float | None) -> str:
+    """Return a stack in words.
+
+    >>> stack_text(("lr0.1", "lr0.2", "lr0.3", "lr0.4"), 1.7)
+    'stack of 4: lr0.1, lr0.2, … 1.7x'
+    """
+    names = ", ".join(members) if len(members) <= 3 else ", ".join([*members[:2], "…"])
+    text = f"stack of {len(members)}: {names}"
+    return text if speedup is None else f"{text} {speedup:.1f}x"

@@ -130,8 +130,11 @@ def seal(record: JobRecord, returned: Returned, *, scheduler: str, device: str) 
         "device": device,
         "scheduler": scheduler,
         "ran_beside": sorted(record.companions),
+        "stacked_with": sorted(record.stacked_with),
+        "stack_speedup": record.stack_speedup,
         "sha256": returned.hashes,
         "versions": returned.versions,
+        "sweep": None if spec.from_sweep is None else spec.from_sweep.model_dump(mode="json"),
         "job": spec.to_json(),
         "datasets": {"train": _dataset(record.submission.train), "test": _dataset(record.submission.test)},
     }

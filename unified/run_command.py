@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -23,6 +24,7 @@ from unified.live_table import LiveTable
 from unified.nursery import Nursery
 from unified.results import write_json
 from unified.summary import Summary, finite
+from unified.sweep_results import sweep_results, write_sweeps
 from unified.tables import final_table, plan_tables
 from unified.terminal import line_writer, make_console, show
 from unified.timeline import Timeline
@@ -49,6 +51,7 @@ class RunOptions:
     trust: bool = False
     resume: bool = False
     deterministic: bool = False
+    stacking: bool = True
     dry_run: bool = False
     as_json: bool = False
     command: tuple[str, ...] = ()
@@ -65,6 +68,7 @@ class RunOptions:
             trust=self.trust,
             resume=self.resume,
             deterministic=self.deterministic,
+            stacking=self.stacking,
             listeners=listeners,
             nursery=self.nursery,
         )
@@ -97,7 +101,8 @@ def run(options: RunOptions) -> int:
     finally:
         log.close()
         if summary.started is not None:
-            write_json(options.out / "summary.json", summary.to_json(options.command))
+            write_json(options.out / "summary.json", run_summary(summary, options.command))
+            write_sweeps(options.out, sweep_results(summary))
             timeline.draw(options.out / "timeline.png")
     _report_end(options, summary, console)
     return EXIT_JOB_FAILED if summary.count(JobState.FAILED) else EXIT_DONE
@@ -168,10 +173,18 @@ def _view(
 
 def _report_end(options: RunOptions, summary: Summary, console: Console) -> None:
     if options.as_json:
-        line_writer(sys.stdout)(json_line({"event": "Summary", **summary.to_json(options.command)}))
+        line_writer(sys.stdout)(json_line({"event": "Summary", **run_summary(summary, options.command)}))
         return
     show(console, final_table(summary))
-    line_writer(sys.stdout)(f"results, summary.json and timeline.png are in {options.out}")
+    tables = "".join(f", {sweep.name}.sweep.csv" for sweep in sweep_results(summary))
+    line_writer(sys.stdout)(f"results, summary.json{tables} and timeline.png are in {options.out}")
+
+
+def run_summary(summary: Summary, command: Sequence[str]) -> dict[str, Any]:
+    """Return what ``summary.json`` holds: the run, its sweeps and its jobs."""
+    content = summary.to_json(command)
+    sweeps = {sweep.name: sweep.to_json() for sweep in sweep_results(summary)}
+    return {"run": content["run"], "sweeps": sweeps, "jobs": content["jobs"]}
 
 
 def _dry_run(options: RunOptions) -> int:

@@ -44,6 +44,7 @@ class RunPlan:
         stages: The slot plan in words, one line a stage, such as ``"2 slots x 1 thread: a, b, c"``.
         reason: Why this plan.
         predicted_seconds: Expected makespan; None if nothing was measured.
+        stacks: Names of jobs that would be tried as one: they are, if a probe finds that faster.
         shared: Dataset key to the names of the jobs that share it, for datasets with more than one.
     """
 
@@ -51,4 +52,5 @@ class RunPlan:
     stages: str
     reason: str
     predicted_seconds: float | None
+    stacks: tuple[tuple[str, ...], ...] = ()
     shared: dict[str, tuple[str, ...]] = field(default_factory=dict)

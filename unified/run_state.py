@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 RESERVED = frozenset({"summary.json", "timeline.png"})  #: what a run writes beside the jobs' folders
+SWEEP_TABLES = (".sweep.json", ".sweep.csv")  #: behind the name of a sweep, likewise
 
 
 def newest_step(checkpoints: Path) -> int:
@@ -103,7 +104,7 @@ class RunFolder:
             UnifiedError: If there is a result or a checkpoint of that name and the run is not taken up again, or if it
                 is the name of one of the run's own files.
         """
-        if job in RESERVED:
+        if job in RESERVED or job.endswith(SWEEP_TABLES):
             raise UnifiedError(f"a job cannot be named {job!r}: a file of the run has that name; rename it")
         if (self.results(job) / "job.json").exists():
             raise UnifiedError(f"{self.results(job)} is a job folder, not a place for results; choose another --out folder")

@@ -27,7 +27,8 @@ class Slot:
         device: ``"cpu"`` or ``"cuda:N"``.
         num_threads: Intra-op threads on a CPU.
         child: The worker process, or None while there is none.
-        running: Name of the job whose turn is under way, or None.
+        turn: Names of the jobs whose turn is under way, the leader of a stack first.
+        may_be_joined: The turn under way lasts until its jobs are done, so that others may join it.
         attending: Name of the job whose own code the worker runs outside its turn, or None.
         last_report: When the worker last said anything, on the run's clock.
         is_stalled: It was ended because it said nothing for too long.
@@ -38,11 +39,17 @@ class Slot:
     device: str
     num_threads: int
     child: Child | None = None
-    running: str | None = None
+    turn: tuple[str, ...] = ()
+    may_be_joined: bool = False
     attending: str | None = None
     last_report: float = 0.0
     is_stalled: bool = False
     num_workers: int = 0
+
+    @property
+    def running(self) -> str | None:
+        """The job whose turn is under way, or that leads in it; None between turns."""
+        return self.turn[0] if self.turn else None
 
     @property
     def first_core(self) -> int:
@@ -70,8 +77,7 @@ class Slot:
 
     def forget(self, job: str) -> None:
         """Take note that a job's turn, if it has one, concerns nobody any more."""
-        if self.running == job:
-            self.running = None
+        self.turn = tuple(name for name in self.turn if name != job)
 
     def send(self, command: Command) -> bool:
         """Tell the worker; False if it is gone, which the engine will hear of from the closed pipe."""
@@ -96,8 +102,8 @@ class Reader:
     timeout_seconds: float | None = None
     _children: list[Child] = field(default_factory=list)
 
-    def read(self, requests: Sequence[Inspect]) -> list[Inspected]:
-        """Return what was found, in the order of ``requests``.
+    def read(self, requests: Sequence[Inspect]) -> list[tuple[Inspected, ...]]:
+        """Return what was found, in the order of ``requests``: one answer for a job, one for each member of a sweep.
 
         Raises:
             WorkerDiedError: If an inspector died; the message names the folder it was reading.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from unified.events import Event, JobEvent, MemorySampled, RunStarted, TurnStarted, WorkerLost
+from unified.events import Event, JobEvent, MemorySampled, RunStarted, StackFormed, TurnStarted, WorkerLost
 from unified.job_state import JobState
 from unified.progress import JobProgress
 
@@ -50,6 +50,8 @@ class Summary:
             if job is None:
                 job = self.jobs[event.job] = JobProgress(name=event.job, submitted_at=event.at)
             job.follow(event)
+            if isinstance(event, StackFormed):
+                self._stack_formed(event)
             if self.startup_seconds is None and type(event) is TurnStarted:
                 self.startup_seconds = event.at
         elif (note := self._actions.get(type(event))) is not None:
@@ -67,7 +69,7 @@ class Summary:
         return max(known) if known and len(known) == len(ends) else self.now
 
     def to_json(self, command: Sequence[str] = ()) -> dict[str, Any]:
-        """Return what ``summary.json`` holds: plain JSON, every number finite (others are null).
+        """Return what ``summary.json`` holds, its sweeps aside: plain JSON, every number finite (others are null).
 
         Args:
             command: The command line of the run.
@@ -87,6 +89,19 @@ class Summary:
         }
         jobs = {name: job.to_json(self.now) for name, job in self.jobs.items()}
         return finite({"run": run, "jobs": jobs})
+
+    def stacks(self) -> list[tuple[str, ...]]:
+        """Return the stacks that have a turn just now, each by those of its members that still are in it."""
+        found: dict[tuple[str, ...], list[str]] = {}
+        for job in self.jobs.values():
+            if job.stack:
+                found.setdefault(job.stack, []).append(job.name)
+        return [tuple(names) for names in found.values() if len(names) > 1]
+
+    def _stack_formed(self, event: StackFormed) -> None:
+        for name in event.members:
+            if name in self.jobs:
+                self.jobs[name].join_stack(event)
 
     def _run_started(self, event: RunStarted) -> None:
         self.started = event

@@ -12,8 +12,11 @@ from rich.text import Text
 from unified.job_state import JobState
 from unified.progress import JobProgress
 from unified.quantities import MISSING, bytes_text, count_text, metrics_text, plural, seconds_text
+from unified.quantities import value_text as number_text
 from unified.run_plan import PlannedJob, RunPlan
 from unified.summary import Summary
+from unified.sweep_results import SweepResults, sweep_results
+from unified.sweeps import value_text
 
 if TYPE_CHECKING:
     from unified.admission import DatasetRef, Submission
@@ -27,16 +30,57 @@ STATE_STYLES = {
 
 
 def final_table(summary: Summary) -> RenderableType:
-    """Return a run's end: a line per job with times since submission, final metrics and peak memory, and a total."""
+    """Return a run's end: a line per job with times since submission, final metrics and peak memory, and a total.
+
+    Members of sweeps have their lines in the table of their sweep.
+    """
+    sweeps = [sweep_table(sweep) for sweep in sweep_results(summary)]
+    jobs = [job for job in summary.jobs.values() if job.sweep is None]
+    return Group(*([_jobs_table(jobs, summary.now)] if jobs or not sweeps else []), *sweeps, Text(_total(summary)))
+
+
+def sweep_table(sweep: SweepResults) -> RenderableType:
+    """Return what came of a sweep: a line per member, best first, with its values, final metrics and seconds."""
+    table = _table()
+    for field in sweep.fields:
+        table.add_column(field, overflow="fold")
+    for metric in sweep.metrics:
+        table.add_column(metric, justify="right", no_wrap=True)
+    table.add_column("training", justify="right", no_wrap=True)
+    table.add_column("state")
+    table.add_column("job, and the reason", overflow="fold")
+    for member in sweep.members:
+        table.add_row(*_member_cells(sweep, member))
+    title = f"sweep {sweep.name}: {plural(len(sweep.members), 'job')}, best first by {sweep.ranked_by}"
+    return Group(Text(f"{title}; what has none or did not finish comes last"), table)
+
+
+def _member_cells(sweep: SweepResults, member: JobProgress) -> list[Text]:
+    values = [value_text(member.values[field]) if field in member.values else MISSING for field in sweep.fields]
+    metrics = [number_text(member.metrics.get(metric)) for metric in sweep.metrics]
+    story = [text for text in (member.reason, f"(log: {member.log})" if member.log else None) if text]
+    texts = [
+        *values,
+        *metrics,
+        seconds_text(member.training_seconds),
+        str(member.state),
+        " ".join([member.name, *story]),
+    ]
+    cells = [Text(text) for text in texts]
+    cells[-2].stylize(STATE_STYLES.get(member.state, ""))
+    return cells
+
+
+def _jobs_table(jobs: Sequence[JobProgress], now: float) -> Table:
     table = _table()
     for title in ("job", "user", "state"):
         table.add_column(title, overflow="fold")
     for title in ("waiting", "training", "complete", "peak"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("metrics, or the reason", overflow="fold")
-    for job in summary.jobs.values():
-        table.add_row(*_final_cells(job, summary.now))
-    return Group(table, Text(_total(summary)))
+    for job in jobs:
+        table.add_row(*_final_cells(job, now))
+    return table
 
 
 def plan_tables(plan: RunPlan) -> RenderableType:
@@ -58,6 +102,9 @@ def plan_tables(plan: RunPlan) -> RenderableType:
     parts.append(Text(f"  why: {plan.reason}"))
     if plan.predicted_seconds is not None:
         parts.append(Text(f"  all done after about {seconds_text(plan.predicted_seconds)}"))
+    if plan.stacks:
+        parts.append(Text("stacks to be tried: they step as one if that is measured to be faster"))
+        parts += [Text(f"  {', '.join(names)}") for names in plan.stacks]
     parts += [Text("shared data"), *map(Text, _shared_lines(plan))]
     return Group(*parts)
 
@@ -88,6 +135,24 @@ def submission_table(submission: Submission, step_seconds: float | None = None) 
         whole = seconds_text(step_seconds * submission.num_steps)
         facts["predicted"] = f"{seconds_text(step_seconds)} a step, {whole} in all, on one thread"
     return _facts(facts)
+
+
+def members_table(members: Sequence[tuple[Submission, float | None]]) -> RenderableType:
+    """Return the members of a sweep, a line each, with their values, length, memory and predicted time on one thread."""
+    table = _table()
+    origins = [(submission.spec.from_sweep, submission, seconds) for submission, seconds in members]
+    fields = list(dict.fromkeys(field for origin, _, _ in origins if origin for field in origin.values))
+    for title in ("job", *fields):
+        table.add_column(title, overflow="fold")
+    for title in ("steps", "peak", "predicted"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for origin, submission, seconds in origins:
+        values = {} if origin is None else origin.values
+        texts = [submission.spec.name, *(value_text(values[field]) if field in values else MISSING for field in fields)]
+        texts += [str(submission.num_steps), bytes_text(submission.estimate.peak_bytes)]
+        texts.append(seconds_text(None if seconds is None else seconds * submission.num_steps))
+        table.add_row(*map(Text, texts))
+    return Group(table, Text(f"{plural(len(members), 'job')}; of the first:"))
 
 
 def schedulers_table(help_lines: Mapping[str, str]) -> RenderableType:

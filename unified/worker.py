@@ -14,43 +14,30 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import torch
 
 from unified import messages
 from unified.budgets import Fault, is_of_disk
-from unified.checkpoint import Saved, Snapshot, restore_checkpoint, restore_first, take_snapshot, write_snapshot
+from unified.checkpoint import restore_checkpoint, restore_first
 from unified.cores import use_threads
 from unified.datasets import DatasetPool
-from unified.errors import InvalidSubmission, UnifiedError
+from unified.errors import InvalidSubmission
 from unified.hybrid import HybridModule
 from unified.member import Member
 from unified.queue.faults import reach
+from unified.residents import Resident, Saver, one_line
 from unified.returning import Departure, depart, verify_departure, write_departure
+from unified.stack_probe import Probe
+from unified.stack_trainer import StackHooks, StackTerms, StackTurn
+from unified.stepping import Failure, Hooks, TurnReport, describe_failure, fault_of
 from unified.submission.models import load_model
-from unified.trainer import Failure, Hooks, Trainer, describe_failure, fault_of
+from unified.trainer import Trainer
 
-MAX_CHECKPOINT_SECONDS = 600.0  #: no interval is stretched beyond this
-CHECKPOINT_SHARE = 0.02  #: of a job's time is what its checkpoints may cost; the interval is stretched to that
 MAX_LOG_CHARACTERS = 20_000
-
-
-@dataclass(slots=True, kw_only=True)
-class Resident:
-    """A member in the hybrid, how it came, and its checkpoints."""
-
-    member: Member
-    command: messages.Host
-    last_checkpoint: float
-    checkpoint_cost: float = 0.0
-
-    @property
-    def least_seconds(self) -> float:
-        """The shortest interval at which checkpoints are cheap enough for what the last one cost."""
-        return min(self.checkpoint_cost / CHECKPOINT_SHARE, MAX_CHECKPOINT_SECONDS)
 
 
 class Worker:
@@ -72,19 +59,26 @@ class Worker:
         self._residents: dict[str, Resident] = {}
         self._departing: dict[str, Departure] = {}
         self._epochs: dict[str, int] = {}
-        self._writing: threading.Thread | None = None
-        self._running: str | None = None
-        self._is_leaving = False
+        self._saver = Saver(say=self._say, later=self._inbox.put)
+        self._turn: StackTurn | None = None
+        self._probed: tuple[str, ...] = ()
+        self._probe = Probe()
         self._is_stopping_turn = False
         self._is_shutting_down = False
-        self._hooks = Hooks(between_steps=self._between_steps, on_progress=self._report_progress, on_epoch=self._report_epoch)
+        self._stack_hooks = StackHooks(
+            each=Hooks(between_steps=self._between_steps, on_progress=self._report_progress, on_epoch=self._report_epoch),
+            on_out=self._end_turn,
+            on_left=lambda member: self._let_go(member.name),
+            on_formed=self._report_formed,
+            on_refused=self._report_refused,
+        )
 
     def serve(self) -> None:
         """Obey commands until told to shut down, or until the engine is gone."""
         threading.Thread(target=self._listen, daemon=True).start()
         while not (self._is_shutting_down and not self._departing):
             self._obey(self._inbox.get())
-        self._await_writing()
+        self._saver.finish()
 
     def _listen(self) -> None:
         try:
@@ -102,6 +96,8 @@ class Worker:
                 self._host(command)
             case messages.RunTurn():
                 self._run_turn(command)
+            case messages.JoinTurn():
+                self._join_turn(command.job)
             case messages.WriteCheckpoint():
                 self._checkpoint(command.job)
             case messages.Evict():
@@ -120,7 +116,7 @@ class Worker:
                 member, damaged = self._build(command)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the job's own model, data or checkpoint: it fails alone
             fault = Fault.INVALID if isinstance(error, InvalidSubmission) else fault_of(error)
-            self._say(messages.Failed(job=submission.name, reason=_one_line(error), step=0, fault=fault, log=_traceback(error)))
+            self._say(messages.Failed(job=submission.name, reason=one_line(error), step=0, fault=fault, log=_traceback(error)))
             return
         self._residents[submission.name] = Resident(member=member, command=command, last_checkpoint=time.monotonic())
         self._say(messages.Hosted(job=submission.name, step=member.progress.step, damaged=damaged))
@@ -144,24 +140,36 @@ class Worker:
         return member, damaged
 
     def _run_turn(self, command: messages.RunTurn) -> None:
-        assert self._running is None, "turns do not nest"
-        if command.job not in self._residents:
+        assert self._turn is None, "turns do not nest"
+        names = [name for name in (command.job, *command.companions) if name in self._residents]
+        if not names:
             return  # it failed or was evicted while the command was under way; the engine has been told
-        resident = self._residents[command.job]
-        member = resident.member
-        self._running, self._is_stopping_turn = command.job, self._is_shutting_down
-        report = self._trainer.run_turn(member, command.quantum, self._hooks)
-        is_leaving, self._is_leaving, self._running = self._is_leaving, False, None
+        self._is_stopping_turn = self._is_shutting_down
+        terms = StackTerms(
+            least_speedup=command.least_speedup,
+            speedup=command.speedup,
+            probe=self._probe_of(names) if command.companions else None,
+        )
+        self._turn = StackTurn(self._trainer, command.quantum, self._stack_hooks, terms)
+        for name in names:
+            self._turn.join(self._residents[name].member)
+        self._turn.run()
+        self._turn = None
+
+    def _probe_of(self, names: Sequence[str]) -> Probe:
+        """Return what is measured of these jobs as a stack, over several turns if these are short."""
+        if self._probed != tuple(names):
+            self._probed, self._probe = tuple(names), Probe()
+        return self._probe
+
+    def _end_turn(self, member: Member, report: TurnReport) -> None:
+        resident = self._residents[member.name]
         if report.failure is not None:
             self._fail(resident, report.failure)
             return
-        if is_leaving:
-            del resident, member  # or its memory would outlive it
-            self._let_go(command.job)
-            return
         self._say(
             messages.TurnEnded(
-                job=command.job,
+                job=member.name,
                 step=member.progress.step,
                 steps=report.steps,
                 seconds=report.seconds,
@@ -172,9 +180,29 @@ class Worker:
         if member.is_done:
             self._return(resident)
 
+    def _join_turn(self, job: str) -> None:
+        if job not in self._residents:
+            return  # as for a turn
+        member = self._residents[job].member
+        if self._turn is None:
+            self._end_turn(member, TurnReport(steps=0, seconds=0.0, failure=None))
+        else:
+            self._turn.join(member)
+
+    def _report_formed(self, members: Sequence[Member], speedup: float) -> None:
+        names = tuple(member.name for member in members)
+        self._say(messages.StackFormed(job=names[0], members=names, speedup=speedup))
+
+    def _report_refused(self, members: Sequence[Member], reason: str, speedup: float | None) -> None:
+        names = tuple(member.name for member in members)
+        self._say(messages.StackRefused(job=names[0], members=names, reason=reason, speedup=speedup))
+
     def _between_steps(self) -> bool:
         """Obey what has arrived; True if the running turn has to end."""
-        self._maybe_checkpoint(self._residents[self._running or ""])
+        assert self._turn is not None, "a turn is under way"
+        for member in self._turn.members:
+            if self._residents[member.name].is_checkpoint_due:
+                self._checkpoint(member.name)
         # What draws random numbers here (hosting, separating, verifying) puts the running member's state back itself.
         # Once the turn is to end, the rest waits: the next turn must not begin inside this one.
         while not self._is_stopping_turn and not self._inbox.empty():
@@ -192,71 +220,20 @@ class Worker:
         finally:
             self._say(messages.Attending(job=job, is_over=True))
 
-    def _maybe_checkpoint(self, resident: Resident) -> None:
-        member, every = resident.member, resident.member.spec.checkpoint.every_steps
-        wanted = resident.command.checkpoint_seconds
-        if every is not None:
-            is_due = member.progress.step % every == 0
-        elif wanted is None:
-            return
-        else:
-            is_due = time.monotonic() - resident.last_checkpoint >= max(wanted, resident.least_seconds)
-        if is_due and not member.is_done:
-            self._checkpoint(member.name)
-
     def _checkpoint(self, job: str, *, is_leaving: bool = False) -> bool:
-        """Write a checkpoint: the state is copied now; unless the job is leaving, a thread writes it while others train.
-
-        Returns:
-            False, with a report, if the disk refuses a leaving job's: no reason for the job to end.
-        """
         resident = self._residents.get(job)
         if resident is None:
             return False
-        if job == self._running:
-            self._trainer.settle(resident.member)
-        self._await_writing()
-        began = time.monotonic()
-        snapshot = take_snapshot(resident.member, resident.command.checkpoints, resident.command.epoch)
-        resident.last_checkpoint = time.monotonic()
-        resident.checkpoint_cost = resident.last_checkpoint - began
-        if is_leaving:
-            return self._write_checkpoint(snapshot, resident, began, self._say, is_leaving=True)
-        later = lambda report: self._inbox.put(lambda: self._say(report))  # noqa: E731 - the main thread alone speaks
-        self._writing = threading.Thread(target=self._write_checkpoint, args=(snapshot, resident, began, later), daemon=True)
-        self._writing.start()
-        return True
-
-    def _write_checkpoint(
-        self,
-        snapshot: Snapshot,
-        resident: Resident,
-        began: float,
-        say: Callable[[messages.Report], None],
-        *,
-        is_leaving: bool = False,
-    ) -> bool:
-        job = resident.member.name
-        try:
-            saved = write_snapshot(snapshot, forgets_old=resident.command.restore_from is None)
-        except OSError as error:
-            is_disk, size = is_of_disk(error), len(snapshot.content)
-            reason = _one_line(error)
-            say(messages.CheckpointFailed(job=job, reason=reason, is_staying=is_leaving, is_disk=is_disk, num_bytes=size))
-            return False
-        say(_checkpointed(job, saved, time.monotonic() - began, resident.least_seconds))
-        return True
-
-    def _await_writing(self) -> None:
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
+        if self._turn is not None and resident.member in self._turn.members and not self._turn.settle(resident.member):
+            return False  # it fails instead
+        return self._saver.save(resident, is_leaving=is_leaving)
 
     def _evict(self, command: messages.Evict) -> None:
         if command.job not in self._residents or (command.keep and not self._checkpoint(command.job, is_leaving=True)):
             return
-        if command.job == self._running:
-            self._is_leaving = self._is_stopping_turn = True  # it is let go when its turn has ended: till then it is in use
+        member = self._residents[command.job].member
+        if self._turn is not None and self._turn.is_in(member):
+            self._turn.leave(member)  # it is let go at the end of this step boundary: till then it is in use
         else:
             self._let_go(command.job)
 
@@ -313,7 +290,7 @@ class Worker:
 
     def _fail_departure(self, departure: Departure, error: BaseException) -> None:
         del self._departing[departure.name]
-        reason, log = _one_line(error), _traceback(error)
+        reason, log = one_line(error), _traceback(error)
         fault = Fault.DISK if is_of_disk(error) else fault_of(error)
         self._say(messages.Failed(job=departure.name, reason=reason, step=departure.step, fault=fault, log=log))
 
@@ -368,22 +345,5 @@ def _dataset_budget(device: torch.device) -> int:
     return free // 10
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:500]
-    return text if isinstance(error, UnifiedError) else f"{type(error).__name__}: {text}"
-
-
 def _traceback(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))[-MAX_LOG_CHARACTERS:]
-
-
-def _checkpointed(job: str, saved: Saved, seconds: float, least_seconds: float) -> messages.Checkpointed:
-    return messages.Checkpointed(
-        job=job,
-        step=saved.step,
-        path=saved.path,
-        sha256=saved.sha256,
-        num_bytes=saved.num_bytes,
-        seconds=seconds,
-        least_seconds=least_seconds,
-    )

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from fusion.stacking.choices import Repeated
+from fusion.stacking.custom_functions import member_by_member
 from fusion.stacking.dispatch import StackMode
 from fusion.stacking.errors import NotStackableError
 from fusion.stacking.rules import RULES
@@ -126,8 +127,8 @@ class _Answering(nn.Module):
             try:
                 if not one_input:
                     args, kwargs = Stack.wrap(args), Stack.wrap(kwargs)
-                with mode:
-                    return simple(plain(template.module(*args, **kwargs), stack.num_members))
+                with mode, member_by_member():
+                    return simple(plain(template.module(*args, **kwargs), mode))
             finally:
                 template.clear()
 
@@ -174,6 +175,8 @@ def _traced(
         return program, None
     try:
         return _export(module, chooser, given, None), rows[0]
+    except NotStackableError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise NotStackableError(f"PyTorch cannot trace the model: {type(error).__name__}: {reason}") from error

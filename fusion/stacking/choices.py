@@ -108,7 +108,7 @@ def _described(tensor: Tensor | None) -> Key | None:
 
 
 class Repeated:
-    """Notes what another chooser says, and says the same again in the same order: for a trace, where nothing can be measured.
+    """Notes what another chooser says, and says the same again, operator by operator: for a trace, where nothing is measured.
 
     Args:
         chooser: Is asked until :meth:`repeat`.
@@ -116,24 +116,19 @@ class Repeated:
 
     def __init__(self, chooser: Chooser) -> None:
         self._chooser = chooser
-        self._ways: list[tuple[str, str]] = []
-        self._position: int | None = None
+        self._said: dict[str, list[str]] = {}
+        self._left: dict[str, list[str]] | None = None
 
     def repeat(self) -> None:
         """From now on say what was said, from the beginning."""
-        self._position = 0
+        self._left = {name: list(ways) for name, ways in self._said.items()}
 
     def pick(self, name: str, variants: Mapping[str, Variant], tensors: Sequence[Tensor | None], settings: Key = ()) -> str:
-        """Return the name of a variant.
-
-        Raises:
-            RuntimeError: If another operator comes than the first time.
-        """
-        if self._position is None:
-            self._ways.append((name, self._chooser.pick(name, variants, tensors, settings)))
-            return self._ways[-1][1]
-        before, way = self._ways[self._position] if self._position < len(self._ways) else ("nothing", "")
-        self._position += 1
-        if before != name or way not in variants:
-            raise RuntimeError(f"the trace takes another path than the run before it: {name} where {before} was")
-        return way
+        """Return the name of a variant: the first where a model computes otherwise while it is traced."""
+        if self._left is None:
+            way = self._chooser.pick(name, variants, tensors, settings)
+            self._said.setdefault(name, []).append(way)
+            return way
+        said = self._left.get(name)
+        way = said.pop(0) if said else ""
+        return way if way in variants else next(iter(variants))

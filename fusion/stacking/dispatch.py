@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -20,9 +21,9 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
 from fusion.stacking.choices import Chooser
-from fusion.stacking.errors import ValueDependentError
+from fusion.stacking.errors import NotStackableError, ValueDependentError
 from fusion.stacking.member_random import MemberRandom
-from fusion.stacking.stacked_tensor import StackedTensor
+from fusion.stacking.stacked_tensor import StackedTensor, share_memory
 
 Rule = Callable[["StackMode", Callable[..., Any], tuple, dict[str, Any]], Any]
 
@@ -67,20 +68,79 @@ class StackMode(TorchFunctionMode):
         self.ways: Counter[tuple[str, str]] = Counter()  #: how often which operator went which way
         self._rules = rules
         self._resolved: dict[Any, Rule] = {}
+        self._depth = 0
+        self._made: dict[int, weakref.ref[Tensor]] = {}  # plain tensors made in this run
+        self._own: dict[int, tuple[Tensor, StackedTensor]] = {}  # those into which members' values were written
+        self._running: set[Any] = set()  # Python functions whose bodies are being run
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Compute one operator."""
         kwargs = kwargs or {}
-        if not _holds_stacked(args) and not (kwargs and _holds_stacked(kwargs.values())):
+        if self._own:
+            args, kwargs = self._with_own(args), self._with_own(kwargs)
+        if not holds_stacked(args) and not (kwargs and holds_stacked(kwargs.values())):
             if draws(func) and not _has_generator(kwargs):
-                return self.each(func, args, kwargs, way=MEMBER_DRAWS)
-            return func(*args, **kwargs)
+                return self.each(func, self._writable(func, args), kwargs, way=MEMBER_DRAWS)
+            return self._noted(func(*args, **kwargs))
+        if kwargs.get("out") is not None:
+            raise NotStackableError(f"{name_of(func)} is told where to write (out=...), which no stack can do")
+        args = self._writable(func, args)
         rule = self._resolved.get(func)
         if rule is None:
             rule = self._resolved[func] = self._rule_of(func)
         return rule(self, func, args, kwargs)
+
+    def __enter__(self) -> StackMode:
+        """Begin a run, or go on with it."""
+        self._depth += 1
+        return super().__enter__()
+
+    def __exit__(self, *raised: object) -> None:
+        """End a run; what was kept for it goes."""
+        super().__exit__(*raised)
+        self._depth -= 1
+        if not self._depth:
+            self._own.clear()
+            self._made.clear()
+
+    def own(self, value: Any) -> Any:
+        """Return what stands for a plain tensor into which members' values were written; others as they are."""
+        found = self._own.get(id(value))
+        return value if found is None else found[1]
+
+    def made_own(self, target: Tensor, func: Callable[..., Any]) -> StackedTensor:
+        """Give each member a plain tensor of its own: it is about to be written into. From now on these stand for it.
+
+        Raises:
+            NotStackableError: If it is older than this run, or others see its memory.
+        """
+        made = self._made.get(id(target))
+        is_alone = target._base is None and torch._C._storage_Use_Count(target.untyped_storage()._cdata) <= 2
+        if made is None or made() is not target or not is_alone:
+            raise NotStackableError(f"{name_of(func)} writes members' values into a tensor that all members share")
+        rows = StackedTensor.of(target.unsqueeze(0).repeat(self.num_members, *[1] * target.dim()))
+        self._own[id(target)] = (target, rows)
+        return rows
+
+    def _writable(self, func: Callable[..., Any], args: tuple) -> tuple:
+        if args and type(args[0]) is not StackedTensor and isinstance(args[0], Tensor) and _writes(func):
+            return (self.made_own(args[0], func), *args[1:])
+        return args
+
+    def _with_own(self, values: Any) -> Any:
+        if type(values) in (tuple, list):
+            return type(values)(self._with_own(value) for value in values)
+        if isinstance(values, dict):
+            return {key: self._with_own(value) for key, value in values.items()}
+        return self.own(values)
+
+    def _noted(self, result: Any) -> Any:
+        """Keep in mind that a plain tensor was made in this run."""
+        if type(result) is Tensor:
+            self._made[id(result)] = weakref.ref(result)
+        return result
 
     def each(self, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any], *, way: str = NO_RULE) -> Any:
         """Run an operator member by member, each with its own random state.
@@ -92,6 +152,8 @@ class StackMode(TorchFunctionMode):
         self.drew |= way == MEMBER_DRAWS
         may_draw = way in {NO_RULE, MEMBER_DRAWS}
         target = args[0] if args and _writes(func) else None
+        if may_draw:
+            _relay(args, kwargs)
         results = []
         for index in range(self.num_members):
             own_args, own_kwargs = _part(args, index), _part(kwargs, index)
@@ -101,7 +163,9 @@ class StackMode(TorchFunctionMode):
                 results.append(func(*own_args, **own_kwargs))
         if isinstance(target, StackedTensor):
             return target.become_parts(target.parts()) if target.is_split else target.become(target.merged())
-        return _joined(results, func)
+        joined = _joined(results, func)
+        mark_aliases(joined, (*args, *kwargs.values()))
+        return joined
 
     def explain(self) -> list[tuple[str, str, int]]:
         """Return (operator, way, how often) of what did not run once for all members, most frequent first."""
@@ -109,8 +173,14 @@ class StackMode(TorchFunctionMode):
 
     def run_body(self, func: types.FunctionType, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run the body of one of PyTorch's Python functions; the operators in it come back to the rules."""
-        with self:
-            return unguarded(func)(*args, **kwargs)
+        if func in self._running:  # a helper of its own has asked again whether an argument overrides it
+            return self.each(func, args, kwargs)
+        self._running.add(func)
+        try:
+            with self:
+                return unguarded(func)(*args, **kwargs)
+        finally:
+            self._running.discard(func)
 
     def _rule_of(self, func: Callable[..., Any]) -> Rule:
         name = name_of(func)
@@ -170,10 +240,11 @@ def unguarded(func: types.FunctionType) -> types.FunctionType:
     return body
 
 
-def _holds_stacked(values: Iterable[Any]) -> bool:
+def holds_stacked(values: Iterable[Any]) -> bool:
+    """Whether a stacked tensor is among some arguments, or in their tuples and lists."""
     for value in values:
         kind = type(value)
-        if kind is StackedTensor or ((kind is tuple or kind is list) and _holds_stacked(value)):
+        if kind is StackedTensor or ((kind is tuple or kind is list) and holds_stacked(value)):
             return True
     return False
 
@@ -191,6 +262,29 @@ def _part(value: Any, index: int) -> Any:
     if isinstance(value, dict):
         return {key: _part(item, index) for key, item in value.items()}
     return value
+
+
+def mark_aliases(results: Any, sources: Iterable[Any]) -> None:
+    """Note which results lie in the memory of what they were made of, and that this is seen through others now."""
+    made = [results] if isinstance(results, StackedTensor) else results if isinstance(results, tuple | list) else []
+    for source in sources:
+        if type(source) is not StackedTensor:
+            continue
+        for result in made:
+            if (
+                type(result) is StackedTensor
+                and result is not source
+                and share_memory(result.any_values(), source.any_values())
+            ):
+                result.is_aliased = source.is_aliased = True
+
+
+def _relay(args: tuple, kwargs: dict[str, Any]) -> None:
+    """Let members' values lie as they would alone, gaps closed: random numbers are filled in in the order of memory."""
+    for value in (*args, *kwargs.values()):
+        if type(value) is StackedTensor and not value.is_split and not value.is_aliased:
+            if value.is_relaid or value.is_in_order:
+                value.become(value.merged().contiguous())
 
 
 def _writes(func: Callable[..., Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class NotStackableError(ValueError):
-    """These models cannot be one stack; the message says what differs, and between which of them."""
+    """These models cannot be one stack; the message says what differs, and between which of them, or what no stack can do."""
 
 
 class ValueDependentError(RuntimeError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from fusion.stacking import (
     rules_attention,
     rules_conv,
-    rules_encoder,
     rules_loss,
     rules_matmul,
     rules_norm,
@@ -25,7 +24,6 @@ RULES: dict[str, Rule] = {
     **rules_conv.RULES,
     **rules_norm.RULES,
     **rules_attention.RULES,
-    **rules_encoder.RULES,
     **rules_random.RULES,
     **rules_recurrent.RULES,
     **rules_loss.RULES,

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.nn import functional as F
 
 from fusion.stacking.arguments import argument
-from fusion.stacking.dispatch import MEMBER_DRAWS, Rule, StackMode
+from fusion.stacking.dispatch import MEMBER_DRAWS, Rule, StackMode, name_of
 from fusion.stacking.rules_pointwise import aligned
 from fusion.stacking.rules_random import masks
 from fusion.stacking.stacked_tensor import StackedTensor
@@ -37,9 +37,21 @@ def _attention(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: d
         return StackedTensor.of(_by_formula(mode, query, key, value, mask, dropout, is_causal=is_causal, scale=scale))
     if mask is not None:
         mask = _folded_mask(mask, query, key)
-    fold = [each.reshape(-1, *each.shape[2:]) for each in (query, key, value)]
-    out = F.scaled_dot_product_attention(*fold, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=gqa)
-    return StackedTensor.of(out.view(*query.shape[:-1], value.shape[-1]))
+    settings = {"is_causal": is_causal, "scale": scale, "enable_gqa": gqa}
+
+    def folded(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        fold = [each.reshape(-1, *each.shape[2:]) for each in (query, key, value)]
+        out = F.scaled_dot_product_attention(*fold, attn_mask=mask, **settings)  # type: ignore[arg-type]
+        return out.view(*query.shape[:-1], value.shape[-1])
+
+    def loop(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        rows = zip(query.unbind(0), key.unbind(0), value.unbind(0), strict=True)
+        return torch.stack([F.scaled_dot_product_attention(*row, **settings) for row in rows])  # type: ignore[arg-type]
+
+    variants = {"folded into the batch": folded} | ({"loop": loop} if mask is None else {})
+    way = mode.choices.pick("scaled_dot_product_attention", variants, (query, key, value), tuple(map(str, settings.values())))
+    mode.ways[name_of(func), way] += 1
+    return StackedTensor.of(variants[way](query, key, value))
 
 
 def _folded_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -156,6 +156,16 @@ def _folded(func: Callable[..., Any], merged: Tensor, rest: tuple, kwargs: dict[
     return _wrapped(result, lambda out: out.view(M, B, *out.shape[1:]) if out.is_contiguous() else out.unflatten(0, (M, B)))
 
 
+def _grid_sampler(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Each member's samples at its own places, all of them one batch."""
+    both = [
+        each.merged() if type(each) is StackedTensor else each.unsqueeze(0).expand(mode.num_members, *each.shape)
+        for each in args[:2]
+    ]
+    result = func(*(each.flatten(0, 1) for each in both), *args[2:], **kwargs)
+    return StackedTensor.of(result.unflatten(0, (mode.num_members, -1)))
+
+
 def _wrapped(result: Any, back: Callable[[Tensor], Tensor] = lambda out: out, *, is_relaid: bool = False) -> Any:
     if isinstance(result, Tensor):
         return StackedTensor.of(back(result), is_relaid=is_relaid)
@@ -192,6 +202,7 @@ RULES: dict[str, Rule] = (
     | {f"conv_transpose{n}d": _convolution(n, is_transposed=True) for n in (1, 2, 3)}
     | {name.format(n): _over_channels(n) for n in (1, 2, 3) for name in _POOLS}
     | {name: _over_channels(n) for n, names in _UPSAMPLINGS.items() for name in names}
-    | dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "im2col", "col2im", "channel_shuffle", "grid_sampler"), folded)
+    | dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "im2col", "col2im", "channel_shuffle"), folded)
+    | {"grid_sampler": _grid_sampler, "grid_sampler_2d": _grid_sampler, "grid_sampler_3d": _grid_sampler}
     | {"pad": _pad, "constant_pad_nd": _pad}
 )

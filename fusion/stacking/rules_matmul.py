@@ -77,6 +77,9 @@ def _addmm(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[
         added = start.merged() if start.dim() == 2 else start.merged().unsqueeze(1)
         if other.dim() == 2:
             return StackedTensor.of(torch.baddbmm(added, one.merged(), other.merged(), beta=beta, alpha=alpha))
+    if not any(type(each) is StackedTensor for each in (one, other)):
+        product = torch.matmul(one, other)
+        return StackedTensor.of(beta * aligned(start, product.dim()) + alpha * product)
     product = _product(one, other)
     return StackedTensor.of(beta * aligned(start, product.dim() - 1) + alpha * product)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from fusion.stacking.dispatch import APART, Rule, StackMode, name_of
+from fusion.stacking.arguments import argument
+from fusion.stacking.dispatch import APART, Rule, StackMode, mark_aliases, name_of
 from fusion.stacking.stacked_tensor import StackedTensor
 
 #: What PyTorch does not tag as elementwise and is, for our purposes.
@@ -28,6 +29,14 @@ ALSO_POINTWISE = (
     "expand_", "data", "logical_not", "get data", "get real", "maximum", "minimum", "fmax", "fmin", "dequantize",
     "relu", "relu_",
 )  # fmt: skip
+
+
+#: Among them those whose result may lie in the memory of their input.
+MAY_BE_VIEWS = frozenset({
+    "to", "float", "double", "half", "bfloat16", "int", "long", "short", "bool", "type", "type_as", "cpu", "cuda", "detach",
+    "alias", "lift_fresh", "positive", "conj", "resolve_conj", "resolve_neg", "imag", "real", "data", "get data", "get real",
+    "get imag",
+})  # fmt: skip
 
 
 def pointwise(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -52,7 +61,12 @@ def _computed(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: di
         kwargs = {key: aligned(value, ndim) if isinstance(value, Tensor) else value for key, value in kwargs.items()}
     result = func(*args, **kwargs)
     is_relaid = any(value.is_relaid for value in stacked)
-    return StackedTensor.of(result, is_relaid=is_relaid) if isinstance(result, Tensor) else tuple(map(StackedTensor.of, result))
+    if not isinstance(result, Tensor):
+        return tuple(map(StackedTensor.of, result))
+    made = StackedTensor.of(result, is_relaid=is_relaid)
+    if name_of(func) in MAY_BE_VIEWS:
+        mark_aliases(made, stacked)
+    return made
 
 
 def aligned(value: Tensor, ndim: int) -> Tensor:
@@ -76,8 +90,6 @@ def _belongs_apart(stacked: Sequence[StackedTensor]) -> bool:
 def _in_place(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
     """A write in place: the tensor stands for the new values from now on, and where others see its memory, that is written."""
     target = args[0]
-    if type(target) is not StackedTensor:
-        raise NotImplementedError(f"{name_of(func)} writes members' values into a tensor that all members share")
     outer = _outer(func)
     if not target.is_aliased and outer is not None:
         return overwrite(target, _computed(mode, outer, args, kwargs))
@@ -114,16 +126,26 @@ def _outer(func: Callable[..., Any]) -> Callable[..., Any] | None:
     if name in {"copy", "fill", "zero", "requires_grad"}:
         return None
     if isinstance(func, OpOverload):
-        packet = getattr(torch.ops.aten, name, None)
-        return getattr(packet, func._overloadname, None)
+        return _outer_overload(func, name)
     return getattr(torch.Tensor, name, None)
+
+
+def _outer_overload(func: OpOverload, name: str) -> OpOverload | None:
+    """Return the overload of ``name`` that takes what ``func`` takes; its own name may be another."""
+    packet = getattr(torch.ops.aten, name, None)
+    wanted = [str(each.type) for each in func._schema.arguments]
+    for overload in packet.overloads() if packet is not None else ():
+        found: OpOverload = getattr(packet, overload)
+        if [str(each.type) for each in found._schema.arguments] == wanted:
+            return found
+    return None
 
 
 @functools.lru_cache(maxsize=1024)
 def _flag_position(func: Callable[..., Any]) -> int | None:
-    if isinstance(func, OpOverload) or not inspect.isfunction(func):
+    if isinstance(func, OpOverload) or not isinstance(func, types.FunctionType):
         return None
-    names = list(inspect.signature(func).parameters)
+    names = func.__code__.co_varnames[: func.__code__.co_argcount]
     return names.index("inplace") if "inplace" in names else None
 
 
@@ -146,9 +168,37 @@ def _flat(args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
     return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
 
 
-def unchanged(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    """``contiguous``: how one member's tensor lies in memory is not the model's affair here."""
-    return args[0]
+def _contiguous(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Nothing, or a copy whose memory is in the order that it would have alone."""
+    x = args[0]
+    if x.is_split or len(args) > 1 or kwargs:
+        return mode.each(func, args, kwargs, way=APART)
+    if x.any_part().is_contiguous():
+        return x
+    if not x.is_aliased and (x.is_relaid or x.is_in_order):
+        return x.become(x.merged().contiguous())
+    return StackedTensor.of(x.merged().contiguous())
 
 
-RULES: dict[str, Rule] = {**dict.fromkeys((*ALSO_POINTWISE, "pointwise"), pointwise), "contiguous": unchanged}
+def _converted(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    """``to`` and ``clone``: elementwise, unless they ask for another order in memory."""
+    if kwargs.get("memory_format", torch.preserve_format) is torch.preserve_format:
+        return pointwise(mode, func, args, kwargs)
+    return mode.each(func, args, kwargs, way=APART)
+
+
+def _masked_fill(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    """``masked_fill`` takes a number, which may be each member's own."""
+    x, mask, value = args[0], argument(args, kwargs, 1, "mask"), argument(args, kwargs, 2, "value")
+    if type(value) is not StackedTensor:
+        return pointwise(mode, func, args, kwargs)
+    filled = _computed(mode, torch.where, (mask, value.to(x.dtype) if value.dtype != x.dtype else value, x), {})
+    return overwrite(x, filled) if name_of(func) == "masked_fill_" else filled
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys((*ALSO_POINTWISE, "pointwise"), pointwise),
+    **dict.fromkeys(("to", "clone", "_to_copy"), _converted),
+    **dict.fromkeys(("masked_fill", "masked_fill_"), _masked_fill),
+    "contiguous": _contiguous,
+}

@@ -59,7 +59,10 @@ def _dropped(
     is_training = argument(args, kwargs, 2, "training", "train", default=True)
     is_in_place = argument(args, kwargs, 3, "inplace", default=False)
     if type(x) is not StackedTensor:
-        return mode.each(func, args, kwargs, way=MEMBER_DRAWS) if is_training and p > 0 else x
+        if not is_training or p == 0:
+            return x
+        x = mode.made_own(x, func) if is_in_place else StackedTensor.of(x.unsqueeze(0).repeat(mode.num_members, *[1] * x.dim()))
+        args = (x, *args[1:])
     if not is_training or p == 0 or x.shape.numel() == 0:
         return x
     if p == 1 or x.device.type != "cpu":

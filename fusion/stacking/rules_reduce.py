@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverload
 
 from fusion.stacking.arguments import argument, shifted
 from fusion.stacking.dispatch import APART, Rule, StackMode
@@ -33,14 +34,16 @@ def _along(position: int, default: Any = ALL, name: str = "dim") -> Rule:
             if x.dim() == 0:
                 return mode.each(func, args, kwargs)
             dim = tuple(range(x.dim()))
+            func = func.overloadpacket if isinstance(func, OpOverload) else func  # another overload takes dimensions
         if x.dim() == 0:
             return mode.each(func, args, kwargs)
         rest = {key: _merged(value, x) for key, value in kwargs.items() if key not in {name, "axis"}}
         before = (x.merged(), *(_merged(value, x) for value in args[1:position]))
         after = tuple(_merged(value, x) for value in args[position + 1 :])
-        if len(before) == position:
+        if after:
             return _wrapped(func(*before, shifted(dim), *after, **rest))
-        return _wrapped(func(*before, **{name: shifted(dim)}, **rest))
+        moved = shifted(dim)
+        return _wrapped(func(*before, **{name: (moved,) if name == "dims" and isinstance(moved, int) else moved}, **rest))
 
     return rule
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fusion.stacking.arguments import argument, shifted, spread
 from fusion.stacking.dispatch import APART, NO_RULE, Rule, StackMode, name_of
 from fusion.stacking.rules_pointwise import aligned
-from fusion.stacking.stacked_tensor import StackedTensor
+from fusion.stacking.stacked_tensor import StackedTensor, share_memory
 
 
 def _view(mode: StackMode, source: StackedTensor, result: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Any:
@@ -47,18 +47,27 @@ def _reshape(mode: StackMode, x: StackedTensor, args: tuple, kwargs: dict[str, A
     if len(args) > 1 and isinstance(args[1], torch.dtype):
         return _view(mode, x, x.merged().view(args[1]))
     sizes = spread(args, kwargs, 1, "size", "shape")
-    return _view(mode, x, x.merged().reshape(mode.num_members, *sizes))
+    return _reshaped(mode, x, lambda merged: merged.reshape(mode.num_members, *sizes))
+
+
+def _reshaped(mode: StackMode, x: StackedTensor, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return a view wherever a member's tensor alone would give one."""
+    result = function(x.merged())
+    if not x.is_aliased and x.is_in_order and not share_memory(result, x.merged()):
+        x.become(x.merged().contiguous())
+        result = function(x.merged())
+    return _view(mode, x, result)
 
 
 def _like(mode: StackMode, x: StackedTensor, args: tuple, kwargs: dict[str, Any]) -> Any:
-    return _view(mode, x, x.merged().reshape(mode.num_members, *args[1].shape))
+    return _reshaped(mode, x, lambda merged: merged.reshape(mode.num_members, *args[1].shape))
 
 
 def _flatten(mode: StackMode, x: StackedTensor, args: tuple, kwargs: dict[str, Any]) -> Any:
     start, end = argument(args, kwargs, 1, "start_dim", default=0), argument(args, kwargs, 2, "end_dim", default=-1)
     if x.dim() == 0:
         return _view(mode, x, x.merged().unsqueeze(1))
-    return _view(mode, x, x.merged().flatten(shifted(start), shifted(end)))
+    return _reshaped(mode, x, lambda merged: merged.flatten(shifted(start), shifted(end)))
 
 
 def _unflatten(mode: StackMode, x: StackedTensor, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -150,7 +159,7 @@ def _unbind(mode: StackMode, x: StackedTensor, args: tuple, kwargs: dict[str, An
 
 
 def _iterate(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    return iter(_view(mode, args[0], args[0].merged().unbind(1)))
+    return iter(RULES["unbind"](mode, torch.Tensor.unbind, args, kwargs))
 
 
 def _joining(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -179,6 +188,8 @@ def _get(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[st
         return mode.each(func, args, kwargs, way=APART)
     if not _is_plain_index(index):
         return mode.each(func, args, kwargs)
+    if x.is_relaid:
+        x.become(x.merged().contiguous())
     result = x.merged()[(slice(None), *index)]
     if any(isinstance(part, Tensor | list) for part in index):
         return StackedTensor.of(result)
@@ -194,11 +205,9 @@ def _looked_up(mode: StackMode, func: Callable[..., Any], args: tuple, index: tu
 
 def _set(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
     x, index, value = args[0], _tuple(args[1]), args[2]
-    if type(x) is not StackedTensor:
-        raise NotImplementedError("a model writes members' values into a tensor that all members share")
-    if x.is_split:
+    if x.is_split and not x.is_aliased:
         x.become(x.merged())
-    if not _is_plain_index(index):
+    if x.is_split or not _is_plain_index(index):
         mode.each(func, args, kwargs)
         return
     place = (slice(None), *index)

@@ -8,15 +8,18 @@ attributes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
 
-import torch
 from torch import Tensor, fx, nn
 
+from fusion.stacking.described import Description
+
 _INTERNAL = frozenset(nn.Module().__dict__)
-_MAX_DEPTH = 6
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+)  # fmt: skip
+_SHOWN = 120  #: of a line that differs, on either side
 
 
 def signature(model: nn.Module) -> tuple[str, ...]:
@@ -26,8 +29,7 @@ def signature(model: nn.Module) -> tuple[str, ...]:
         >>> signature(nn.Linear(3, 2)) == signature(nn.Linear(3, 2)), signature(nn.Linear(3, 2)) == signature(nn.Linear(3, 4))
         (True, False)
     """
-    lines = [line for name, module in model.named_modules(remove_duplicate=False) for line in _module_lines(name, module)]
-    return (*lines, *_tensor_lines(model), *_tie_lines(model))
+    return (*_module_lines(model), *_tensor_lines(model), *_tie_lines(model))
 
 
 def difference(one: nn.Module, other: nn.Module) -> str | None:
@@ -35,10 +37,10 @@ def difference(one: nn.Module, other: nn.Module) -> str | None:
     ours, theirs = signature(one), signature(other)
     for mine, yours in zip(ours, theirs, strict=False):
         if mine != yours:
-            return f"{mine[:200]} against {yours[:200]}"
+            return _told_apart(mine, yours)
     if len(ours) != len(theirs):
         longer = ours if len(ours) > len(theirs) else theirs
-        return f"only one of them has {longer[min(len(ours), len(theirs))][:200]}"
+        return f"only one of them has {longer[min(len(ours), len(theirs))][:_SHOWN]}"
     return None
 
 
@@ -47,27 +49,60 @@ def digest(model: nn.Module) -> str:
     return hashlib.sha256("\n".join(signature(model)).encode()).hexdigest()
 
 
-def _module_lines(name: str, module: nn.Module) -> Iterable[str]:
-    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+def held_twice(model: nn.Module) -> str | None:
+    """Say which plain attribute holds a parameter or buffer, which nobody would find there; None if there is none."""
+    description = Description(model)
+    for name, module in model.named_modules():
+        for key, value in _attributes(module).items():
+            description.of(value)
+            if description.held:
+                return f"attribute {key!r} of {name or 'the model'} holds the tensor {description.held[0]}"
+    return None
+
+
+def _told_apart(mine: str, yours: str) -> str:
+    """Return two lines, their long common beginning left out."""
+    common = next((i for i, (one, other) in enumerate(zip(mine, yours, strict=False)) if one != other), len(mine))
+    what, found, _ = mine.partition(": ")
+    if common < _SHOWN or not found:
+        return f"{mine[:_SHOWN]} against {yours[:_SHOWN]}"
+    start = common - _SHOWN // 3
+    return f"{what}: …{mine[start : start + _SHOWN]} against …{yours[start : start + _SHOWN]}"
+
+
+def _module_lines(model: nn.Module) -> Iterator[str]:
+    description = Description(model)
+    for name, module in model.named_modules(remove_duplicate=False):
+        where = name or "the model"
+        yield f"module {where}: {type(module).__module__}.{type(module).__qualname__}"
+        if module.training != model.training:
+            yield f"{where}: in {'train' if module.training else 'eval'} mode, unlike the whole"
+        for key, value in _attributes(module).items():
+            yield f"{where}.{key}: {description.of(value)}"
+        for key in _HOOKS:
+            if hooks := getattr(module, key):
+                yield f"{where}, {key[1:].replace('_', ' ')}: {description.of(list(hooks.values()))}"
+
+
+def _attributes(module: nn.Module) -> dict[str, object]:
+    """Return what was set on a module beside parameters, buffers and submodules, or what it says of itself instead."""
     structure = getattr(module, "structure", None)
     if callable(structure):
-        yield f"module {name or 'the model'}: {kind} {described(structure())}"
-        return
+        told = structure()
+        return told if isinstance(told, dict) else {"structure": told}
     if isinstance(module, fx.GraphModule):
-        yield f"module {name or 'the model'}: a traced graph {described(module.code)}"
-        return
-    own = {key: value for key, value in vars(module).items() if key not in _INTERNAL and not key.startswith("_flat_weight")}
-    yield f"module {name or 'the model'}: {kind} {described(own)}"
-    hooks = [key for key in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks") if getattr(module, key)]
-    if hooks:
-        yield f"hooks of {name or 'the model'}: {[described(getattr(module, key)) for key in hooks]}"
+        return {"code": module.code}
+    if type(module).__module__.startswith("torch.export"):  # what checks the inputs of an exported program
+        return {}
+    return {key: value for key, value in vars(module).items() if key not in _INTERNAL and not key.startswith("_flat_weight")}
 
 
 def _tensor_lines(model: nn.Module) -> Iterable[str]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         yield f"parameter {name}: {_shape(parameter)}{'' if parameter.requires_grad else ', frozen'}"
+    kept = model.state_dict(keep_vars=True)
     for name, buffer in model.named_buffers(remove_duplicate=False):
-        yield f"buffer {name}: {_shape(buffer)}"
+        yield f"buffer {name}: {_shape(buffer)}{'' if name in kept else ', not persistent'}"
 
 
 def _tie_lines(model: nn.Module) -> Iterable[str]:
@@ -78,35 +113,4 @@ def _tie_lines(model: nn.Module) -> Iterable[str]:
 
 
 def _shape(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {tensor.dtype}"
-
-
-def described(value: Any, depth: int = 0) -> str:
-    """Return a text that is equal for equal values: numbers, names, containers, tensors by content, objects by attributes."""
-    if depth > _MAX_DEPTH:
-        return type(value).__qualname__
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device | torch.Size):
-        return repr(value)
-    if isinstance(value, Tensor):
-        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""
-        return f"tensor {_shape(value)} {hashlib.sha256(content).hexdigest()}"
-    if isinstance(value, nn.Module):
-        return f"module {type(value).__qualname__}"
-    if isinstance(value, Mapping):
-        return (
-            "{" + ", ".join(f"{described(key, depth + 1)}: {described(item, depth + 1)}" for key, item in value.items()) + "}"
-        )
-    if isinstance(value, set | frozenset):
-        return "{" + ", ".join(sorted(described(item, depth + 1) for item in value)) + "}"
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(described(item, depth + 1) for item in value) + "]"
-    return _object(value, depth)
-
-
-def _object(value: Any, depth: int) -> str:
-    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    if callable(value) and hasattr(value, "__qualname__"):
-        return name
-    if is_dataclass(value):
-        return name + described({field.name: getattr(value, field.name, None) for field in fields(value)}, depth + 1)
-    return name + described(getattr(value, "__dict__", {}), depth + 1)
+    return f"{tuple(tensor.shape)} {tensor.dtype} {tensor.device}"

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from fusion.stacking.choices import Choices
+from fusion.stacking.custom_functions import member_by_member
 from fusion.stacking.dispatch import StackMode
 from fusion.stacking.errors import NotStackableError
 from fusion.stacking.member_random import MemberRandom
 from fusion.stacking.rules import RULES
-from fusion.stacking.signature import difference
+from fusion.stacking.signature import difference, held_twice
 from fusion.stacking.stacked_parameter import StackedParameter
 from fusion.stacking.stacked_tensor import StackedTensor
 from fusion.stacking.subset import MAX_KEPT, Subset, checked
@@ -110,7 +111,7 @@ class Stack(nn.Module):
         values = self.tensors() if subset is None else subset.tensors(self.tensors())
         template.put({name: _wrapped(value) for name, value in values.items()})
         try:
-            with self.mode if subset is None else subset.mode:
+            with self.mode if subset is None else subset.mode, member_by_member():
                 yield template.module
         finally:
             template.clear()
@@ -153,7 +154,7 @@ class Stack(nn.Module):
         Raises:
             NotStackableError: If one is of another architecture.
         """
-        _check([self.member(0).train(self.training), *models])
+        _check([self.member(0), *models])
         tensors = [_named_tensors(model) for model in models]
         self._replace(lambda name, value: torch.cat([value, *(each[name].detach().unsqueeze(0) for each in tensors)]))
         self._renew(self.random.joined(random))
@@ -202,8 +203,7 @@ class Stack(nn.Module):
             What one member returns, every tensor with the members in front: ``(members, batch, ...)``.
         """
         with self.running(members) as module:
-            output = module(*args, **kwargs)
-        return plain(output, self.num_members if members is None else len(members))
+            return plain(module(*args, **kwargs), self.mode if members is None else self._subset(members).mode)
 
     def each(self, inputs: Sequence[Any], members: Sequence[int] | None = None) -> Any:
         """Answer for all members, or for some, each with its own input.
@@ -284,13 +284,14 @@ class _hidden:  # noqa: N801 - a box, so that nn.Module does not take the templa
         self.value = value
 
 
-def plain(output: Any, num_members: int) -> Any:
-    """Return an output as plain tensors, ``(members, ...)``; what all members share is repeated for each."""
+def plain(output: Any, mode: StackMode) -> Any:
+    """Return an output as plain tensors, ``(members, ...)``; what all members share is repeated for each. Within the run."""
 
     def one(value: Tensor) -> Tensor:
+        value = mode.own(value)
         if type(value) is StackedTensor:
             return value.merged()
-        return value.unsqueeze(0).expand(num_members, *value.shape)
+        return value.unsqueeze(0).expand(mode.num_members, *value.shape)
 
     return tree_map(one, output, Tensor)
 
@@ -320,6 +321,8 @@ def _check(models: Sequence[nn.Module]) -> None:
         raise NotStackableError("a lazy module has no weights yet; call it once before")
     if isinstance(models[0], torch.jit.ScriptModule):
         raise NotStackableError("a TorchScript module cannot be looked into; stack the module that it was scripted from")
+    if held := held_twice(models[0]):
+        raise NotStackableError(f"{held}, where all members would find the weights of one")
     for index, model in enumerate(models[1:], start=1):
         found = difference(models[0], model)
         if found is not None:

@@ -10,6 +10,7 @@ neighbours which like the same layout pass it on without a copy.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,12 +28,14 @@ class StackedTensor(torch.Tensor):
 
     _merged: Tensor | None
     _parts: list[Tensor] | None
+    _copy: tuple[tuple[int, ...], Tensor] | None
     is_aliased: bool
     is_relaid: bool
 
     @staticmethod
     def _make(shape: Sequence[int], example: Tensor) -> StackedTensor:
         made = torch.Tensor._make_wrapper_subclass(StackedTensor, shape, dtype=example.dtype, device=example.device)
+        made._copy = None
         made.is_aliased = made.is_relaid = False
         return made
 
@@ -52,18 +55,36 @@ class StackedTensor(torch.Tensor):
 
     def merged(self) -> Tensor:
         """Return all members' values, shape ``(members, ...)``."""
-        if self._merged is None:
-            assert self._parts is not None, "one of both is always there"
-            self._merged = torch.stack(self._parts)
-        return self._merged
+        if self._merged is not None:
+            return self._merged
+        assert self._parts is not None, "one of both is always there"
+        if self.is_aliased:
+            return self._copied(self._parts)
+        merged = torch.stack(self._parts)
+        if _has_history(merged, self._parts[0]):
+            self._merged = merged
+        return merged
 
     def parts(self) -> list[Tensor]:
         """Return one tensor per member."""
-        if self._parts is None:
-            assert self._merged is not None, "one of both is always there"
-            # unbind, not indexing: its gradient is one stack, not a sum of mostly empty tensors
-            self._parts = list(self._merged.unbind(0))
-        return self._parts
+        if self._parts is not None:
+            return self._parts
+        assert self._merged is not None, "one of both is always there"
+        # unbind, not indexing: its gradient is one stack, not a sum of mostly empty tensors
+        parts = list(self._merged.unbind(0))
+        if _has_history(parts[0], self._merged):
+            self._parts = parts
+        return parts
+
+    def _copied(self, parts: list[Tensor]) -> Tensor:
+        """Return values that lie apart in memory which others see, too, in one tensor; they go on lying apart."""
+        versions = tuple(part._version for part in parts)
+        if self._copy is None or self._copy[0] != versions:
+            merged = torch.stack(parts)
+            if not _has_history(merged, parts[0]):
+                return merged
+            self._copy = versions, merged
+        return self._copy[1]
 
     @property
     def is_split(self) -> bool:
@@ -77,13 +98,23 @@ class StackedTensor(torch.Tensor):
 
     def become(self, merged: Tensor, *, is_relaid: bool = False) -> StackedTensor:
         """Let this tensor stand for other values of the same shape, as after a write in place, and return it."""
-        self._merged, self._parts, self.is_relaid = merged, None, is_relaid
+        self._merged, self._parts, self._copy, self.is_relaid = merged, None, None, is_relaid
         return self
 
     def become_parts(self, parts: list[Tensor]) -> StackedTensor:
         """As :meth:`become`, with one tensor per member."""
-        self._merged, self._parts, self.is_relaid = None, parts, False
+        self._merged, self._parts, self._copy, self.is_relaid = None, parts, None, False
         return self
+
+    def any_values(self) -> Tensor:
+        """Return some of the values as they lie: all members', or one's."""
+        return self._parts[0] if self._merged is None else self._merged  # type: ignore[index]
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether a member's dimensions lie in memory in their order, be there others' values in between or not."""
+        strides = self.any_part().stride()
+        return all(one >= other for one, other in itertools.pairwise(strides))
 
     def any_part(self) -> Tensor:
         """Return some member's tensor, detached, to ask for its dtype, strides and the like."""
@@ -137,3 +168,13 @@ class StackedTensor(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Refuse what slipped past the rules."""
         raise NotImplementedError(f"{func} was called on a stacked tensor behind the back of its rules")
+
+
+def _has_history(made: Tensor, source: Tensor) -> bool:
+    """Whether the other form of some values may be kept: made where gradients are not recorded it would lose them for good."""
+    return made.requires_grad or not source.requires_grad
+
+
+def share_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two plain tensors lie in the same memory."""
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata

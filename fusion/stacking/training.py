@@ -10,7 +10,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,49 +17,12 @@ from torch.optim import Optimizer
 
 from fusion.stacking.choices import Choices
 from fusion.stacking.errors import NotStackableError
+from fusion.stacking.group import Batches, Group, Loss
 from fusion.stacking.member_random import MemberRandom
-from fusion.stacking.stack import Stack, stack
-from fusion.stacking.vector_optimizer import VectorOptimizer, refusal
-
-#: Gives the inputs and targets of some members (by their positions), as :meth:`Stack.merge` makes them.
-Batches = Callable[[Sequence[int]], tuple[Any, Any]]
-#: Gives the loss of each member from the module, inputs and targets: a stacked tensor of shape ``()``.
-Loss = Callable[[nn.Module, Any, Any], Tensor]
+from fusion.stacking.stack import stack
+from fusion.stacking.vector_optimizer import refusal
 
 STEPS_PER_WIDTH = 4  #: the first one warms up
-
-
-class _Group:
-    """Some members in one stack with their optimizer."""
-
-    def __init__(self, owner: StackedTraining, positions: Sequence[int]) -> None:
-        models = [owner.models[position] for position in positions]
-        self.positions = list(positions)
-        self.stack: Stack = stack(models, random=owner.random.select(positions), choices=owner.choices)
-        self.optimizer = VectorOptimizer(self.stack.stacked, [owner.optimizers[position] for position in positions])
-        self._backup: list[Tensor] = []
-        self.renew_backup()
-
-    def renew_backup(self) -> None:
-        self._backup = [buffer.clone() for buffer in self.stack.buffers()]
-
-    def save(self) -> None:
-        if self._backup:
-            torch._foreach_copy_(self._backup, list(self.stack.buffers()))
-
-    def restore(self) -> None:
-        if self._backup:
-            torch._foreach_copy_(list(self.stack.buffers()), self._backup)
-
-    def losses(self, batches: Batches, loss: Loss) -> Tensor:
-        """Run forward and backward and return the members' losses."""
-        self.optimizer.zero_grad()
-        inputs, targets = batches(self.positions)
-        with self.stack.running() as module:
-            value = loss(module, inputs, targets)
-        losses = value.merged()  # type: ignore[attr-defined]  # a stacked tensor
-        losses.sum().backward()
-        return losses.detach()
 
 
 class StackedTraining:
@@ -72,6 +34,7 @@ class StackedTraining:
         random: Whence each member draws; shared, not copied.
         choices: What is known of the fastest variants of operators.
         width: How many members are in one stack; None: all.
+        captures: On a GPU, record each stack's forward and backward as a CUDA graph and replay it (``captured_pass.py``).
 
     Raises:
         NotStackableError: If models or optimizers differ in more than values.
@@ -81,6 +44,7 @@ class StackedTraining:
         >>> optimizers = [torch.optim.SGD(model.parameters(), lr=0.1 * (i + 1)) for i, model in enumerate(models)]
         >>> training = StackedTraining(models, optimizers)
         >>> x, y = torch.ones(4, 5, 3), torch.zeros(4, 5, dtype=torch.int64)
+        >>> from fusion.stacking.stack import Stack
         >>> batches = lambda members: (Stack.wrap(x[members]), Stack.wrap(y[members]))
         >>> loss = lambda module, inputs, targets: nn.functional.cross_entropy(module(inputs), targets)
         >>> training.step(batches, loss).shape
@@ -95,6 +59,7 @@ class StackedTraining:
         random: MemberRandom | None = None,
         choices: Choices | None = None,
         width: int | None = None,
+        captures: bool = False,
     ) -> None:
         why = refusal(optimizers)
         if why is not None:
@@ -104,7 +69,8 @@ class StackedTraining:
         self.random = random or MemberRandom.seeded(range(len(models)), device)
         self.choices = choices or Choices()
         self.width = width or len(models)
-        self._groups: list[_Group] = []
+        self.captures = captures
+        self._groups: list[Group] = []
         self._regroup(self.width)
 
     @property
@@ -197,7 +163,7 @@ class StackedTraining:
         if rows:
             group.stack.select(rows)
             group.optimizer.select(rows)
-            group.renew_backup()
+            group.changed()
             group.positions = [group.positions[index] for index in rows]
         else:
             self._groups.remove(group)
@@ -217,7 +183,7 @@ class StackedTraining:
         group.stack.append([model], random)
         group.optimizer.join([optimizer])
         group.positions.append(self.num_members)
-        group.renew_backup()
+        group.changed()
         self.models.append(model)
         self.optimizers.append(optimizer)
         self.random = self.random.joined(random)
@@ -237,16 +203,23 @@ class StackedTraining:
         """Return (operator, way, how often) of what did not run once for all members of a stack."""
         return [row for group in self._groups for row in group.stack.explain()]
 
-    def _place(self, position: int) -> tuple[_Group, int]:
+    def _place(self, position: int) -> tuple[Group, int]:
         for group in self._groups:
             if position in group.positions:
                 return group, group.positions.index(position)
         raise IndexError(f"there is no member {position}; there are {self.num_members}")
 
+    def _group_of(self, positions: Sequence[int]) -> Group:
+        members = stack(
+            [self.models[position] for position in positions], random=self.random.select(positions), choices=self.choices
+        )
+        optimizers = [self.optimizers[position] for position in positions]
+        return Group(members, optimizers, positions, captures=self.captures)
+
     def _regroup(self, width: int) -> None:
         self.width = width
         positions = list(range(self.num_members))
-        self._groups = [_Group(self, positions[start : start + width]) for start in range(0, len(positions), width)]
+        self._groups = [self._group_of(positions[start : start + width]) for start in range(0, len(positions), width)]
 
 
 def widths(num_members: int) -> list[int]:

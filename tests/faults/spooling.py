@@ -5,20 +5,18 @@ import time
 from pathlib import Path
 
 from tests.unit.job_folders import AT_ONCE
-from unified.queue.archive import submit_archive
 from unified.queue.config import ServiceConfig
 from unified.queue.root import Root
 from unified.queue.spool import finish_interrupted, scan
 from unified.queue.store import JobStore
-from unified.queue.submitting import submit_folder
+from unified.queue.sweeping import submit_all
 
 
 def submit(root, store, paths):
     """Submit each path and say so once it is accepted: what is printed is a promise."""
     for path in map(Path, paths):
-        take = submit_folder if path.is_dir() else submit_archive
-        submitted = take(root, store, path, by="somebody", config=AT_ONCE)
-        print(submitted.job.id, submitted.is_new, flush=True)
+        for submitted in submit_all(root, store, path, by="somebody", config=AT_ONCE):
+            print(submitted.job.id, submitted.is_new, flush=True)
 
 
 def ingest(root, store, _):

@@ -260,7 +260,10 @@ def test_the_signatures_in_the_reference_are_those_of_the_code():
     for function in (unified.train, unified.Engine):
         parameters = inspect.signature(function).parameters.values()
         spelled = [p.name if p.default is p.empty else f"{p.name}={json.dumps(p.default)}" for p in parameters]
-        spelled = [word.replace("null", "None").replace("false", "False").replace("=[]", "=()") for word in spelled]
+        spelled = [
+            word.replace("null", "None").replace("false", "False").replace("true", "True").replace("=[]", "=()")
+            for word in spelled
+        ]
         position = next(i for i, p in enumerate(parameters) if p.kind is p.KEYWORD_ONLY)
         spelled.insert(position, "*")
         assert f"{function.__name__}({', '.join(spelled)})" in text

@@ -11,6 +11,8 @@ from unified.events import (
     JobFailed,
     JobPaused,
     JobResumed,
+    StackFormed,
+    StackRefused,
     StepsDone,
     TurnStarted,
     WorkerLost,
@@ -119,3 +121,13 @@ def test_a_reader_who_goes_away_does_not_end_the_run(kind):
         listener(event)
     with pytest.raises(BrokenPipeError):
         stream.close()
+
+
+def test_a_stack_has_one_line_however_many_turns_it_has():
+    names = ("lr0.1", "lr0.2", "lr0.3", "lr0.4")
+    formed = StackFormed(at=1.0, job="lr0.1", slot=0, members=names, speedup=1.72)
+    refused = StackRefused(at=2.0, job="x", slot=0, members=("x", "y"), reason="is not faster", speedup=0.9)
+    assert plain([formed, formed, refused]) == [
+        "     1.0 s  lr0.1  leads a stack of 4: lr0.1, lr0.2, … 1.7x",
+        "     2.0 s  x  stack of 2: x, y 0.9x: is not faster; they train one at a time",
+    ]

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fusion.stacking.choices import Choices
 from fusion.stacking.member_random import MemberRandom
 from fusion.stacking.stack import Stack, stack
-from tests.unit.stacked_models import alone, another, assert_near, make_members, rows
+from tests.unit.answering_models import alone, another, assert_near, make_members, rows
 
 NUM = 6
 SUBSETS = [[2], [1, 2, 3], [4, 0], [5, 3, 1], [0, 1, 2, 3, 4, 5]]

@@ -13,12 +13,14 @@ from unified.events import (
     JobSubmitted,
     MemorySampled,
     RunStarted,
+    StackFormed,
     StepsDone,
     TurnEnded,
     TurnStarted,
     WorkerLost,
 )
 from unified.job_state import JobState
+from unified.live_table import draw
 from unified.summary import Summary
 
 
@@ -157,3 +159,21 @@ def test_an_empty_run_has_a_summary():
     content = follow([RunStarted(at=0.5, slots=(), scheduler="fcfs", plan="no jobs")]).to_json()
     assert content["jobs"] == {}
     assert content["run"]["startup_seconds"] is None
+
+
+def test_a_stack_is_followed_from_its_forming_to_the_end_of_its_turn():
+    summary = Summary()
+    names = ("a", "b", "c")
+    for name in names:
+        summary(TurnStarted(at=0.1, job=name, slot=0, threads=1))
+    summary(StackFormed(at=0.2, job="a", slot=0, members=names, speedup=1.5))
+    assert summary.stacks() == [names]
+    summary(TurnEnded(at=0.3, job="b", slot=0, steps=3, seconds=0.2, step=3))
+    assert summary.stacks() == [("a", "c")]
+    text = "".join(segment.text for segment in draw(summary, 0.4, 120, 24))
+    assert "stack of 2: a, c 1.5x" in text
+    summary(TurnEnded(at=0.4, job="c", slot=0, steps=4, seconds=0.3, step=4))
+    assert summary.stacks() == []
+    jobs = summary.to_json()["jobs"]
+    assert jobs["b"]["stacked_with"] == ["a", "c"]
+    assert jobs["b"]["stack_speedup"] == 1.5

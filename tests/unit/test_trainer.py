@@ -20,7 +20,8 @@ from unified.errors import CheckpointError
 from unified.hybrid import HybridModule
 from unified.job import JobSpec
 from unified.member import Member
-from unified.trainer import Hooks, Trainer
+from unified.stepping import Hooks
+from unified.trainer import Trainer
 
 CPU = torch.device("cpu")
 

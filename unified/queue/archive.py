@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from unified.queue.config import ServiceConfig
 from unified.queue.files import open_plain, temporary_name
 from unified.queue.ingesting import Spool, held, prepare, publish
 from unified.queue.limits import disk_trouble_refused
-from unified.queue.records import NewJob, Submitted
+from unified.queue.records import Submitted
 from unified.queue.root import Root
 from unified.queue.shared_files import dropped_sources
 from unified.queue.store import JobStore
@@ -50,40 +51,38 @@ def submit_archive(
         RefusedError: If it is too large, a limit is reached, or the disk is full.
     """
     spool = Spool(root=root, store=store, config=config or ServiceConfig.read(root.config))
-    folder, job = root.incoming / temporary_name(), path.stem
+    job = path.stem
     try:
-        with disk_trouble_refused(root):
-            unpack(root, spool.config, path, folder, job=job)
-            with held(folder):
-                new = prepare(spool, folder, job, dropped_sources(root, spool.config), changes=chosen(user, changes))
-                return commit_own(spool, publish(spool, folder, new), new, by=by)
+        with disk_trouble_refused(root), unpacked(spool, path, job) as folder:
+            new = prepare(spool, folder, job, dropped_sources(root, spool.config), changes=chosen(user, changes))
+            return commit_own(spool, publish(spool, folder, new), new, by=by)
     except (FileNotFoundError, PermissionError) as error:
         raise InvalidSubmission([unreadable(job, error)]) from error
 
 
 @contextmanager
-def archive_published(spool: Spool, path: Path, job: str) -> Iterator[tuple[Path, NewJob]]:
-    """Make a ready entry of a zip in ``incoming/``; other ingesters stay away from it inside the block."""
+def unpacked(spool: Spool, path: Path, job: str) -> Iterator[Path]:
+    """Unpack a zip where nobody looks; other ingesters stay away from it inside the block, and what is then left of it goes."""
     folder = spool.root.incoming / temporary_name()
     unpack(spool.root, spool.config, path, folder, job=job)
-    with _published(spool, folder, job) as ready:
-        yield ready
+    with _held_till_end(folder):
+        yield folder
 
 
 @contextmanager
-def lone_published(spool: Spool, path: Path, job: str) -> Iterator[tuple[Path, NewJob]]:
-    """Likewise of a ``job.json`` that was dropped alone, and so names the operator's data only."""
+def lone_unpacked(spool: Spool, path: Path, _job: str) -> Iterator[Path]:
+    """Likewise make a folder of a ``job.json`` that was dropped alone, and so names the operator's data only."""
     with open_plain(path) as file:
         content = file.read(MAX_BYTES + 1)
     folder = spool.root.incoming / temporary_name()
     folder.mkdir()
     (folder / "job.json").write_bytes(content)
-    with _published(spool, folder, job) as ready:
-        yield ready
+    with _held_till_end(folder):
+        yield folder
 
 
 @contextmanager
-def _published(spool: Spool, folder: Path, job: str) -> Iterator[tuple[Path, NewJob]]:
+def _held_till_end(folder: Path) -> Iterator[None]:
     with held(folder):
-        new = prepare(spool, folder, job, dropped_sources(spool.root, spool.config))
-        yield publish(spool, folder, new), new
+        yield
+        shutil.rmtree(folder, ignore_errors=True)

@@ -24,6 +24,7 @@ class ServiceConfig(BaseModel):
         threads: Intra-op threads of each CPU slot.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         deterministic: Use deterministic kernels only.
+        stacking: Let jobs of one architecture step as one where that is faster; never with ``deterministic``.
         trust: Accept models that run code when they are loaded.
         lease_seconds: How long a job stays with a supervisor that does not renew.
         heartbeat_seconds: How often it renews.
@@ -56,6 +57,7 @@ class ServiceConfig(BaseModel):
     threads: PositiveInt = 1
     device: str = "auto"
     deterministic: bool = False
+    stacking: bool = True
     trust: bool = False
     lease_seconds: PositiveFloat = 30.0
     heartbeat_seconds: PositiveFloat = 10.0

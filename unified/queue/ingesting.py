@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unified.errors import InvalidSubmission, Problem
+from unified.job import JobSpec
 from unified.queue.config import ServiceConfig
 from unified.queue.errors import UnknownJobError
 from unified.queue.faults import reach
@@ -70,8 +71,20 @@ def prepare(
         RefusedError: If it is too large.
         FileNotFoundError: If another process took the folder.
     """
-    try:
+    with surprises_told(folder, job):
         return _prepare(spool, folder, job, resolve, changes or {}, dict(hashes or {}))
+
+
+@contextmanager
+def surprises_told(folder: Path, job: str) -> Iterator[None]:
+    """Turn what nobody foresaw while a folder is read into a problem of its job.
+
+    Raises:
+        InvalidSubmission: With that problem.
+        FileNotFoundError: If another process took the folder.
+    """
+    try:
+        yield
     except PermissionError as error:
         raise InvalidSubmission([_unreadable(job, error)]) from error
     except OSError as error:
@@ -115,7 +128,7 @@ def commit(spool: Spool, entry: Path, new: NewJob, *, by: str) -> Submitted:
     """
     reach("ingest.validated")
     with one_at_a_time(spool.root, spool.config):
-        if not _exists(spool.store, new.id):
+        if not exists(spool.store, new.id):
             check_limits(spool.root, spool.store, spool.config, new.user, new.num_bytes)
         reach("ingest.before-commit")
         submitted = spool.store.submit(new, by=by)
@@ -163,6 +176,7 @@ def _prepare(
     contents = list_folder(folder, job, spool.config.max_archive_files)
     fields: Fields = {**given, **changes}
     spec = parse_fields(fields, job)
+    _check_is_one(spec)
     check_contents(contents, spec.name, spool.config)
     fields, brought = bring_in(spool.root, folder, fields, spec.name, resolve)
     hashes |= brought
@@ -185,12 +199,31 @@ def _prepare(
     return new_job(fields, spec, {name: hashes[name] for name in contents.files if name != "job.json"}, contents.num_bytes)
 
 
-def _exists(store: JobStore, job: str) -> bool:
+def exists(store: JobStore, job: str) -> bool:
+    """Return whether there is a job of this id."""
     try:
         store.get(job)
     except UnknownJobError:
         return False
     return True
+
+
+def _check_is_one(spec: JobSpec) -> None:
+    """Refuse a sweep where one job is asked for.
+
+    Raises:
+        InvalidSubmission: If it is one.
+    """
+    if spec.sweep is not None:
+        problem = Problem(
+            code="E-SWEEP",
+            job=spec.name,
+            field="sweep",
+            expected="one job, as the answer is one job",
+            given=f"a sweep of {len(spec.members())}",
+            remedy="hand it in with 'unified submit', unified.Client or in incoming/, which take in all its members",
+        )
+        raise InvalidSubmission([problem])
 
 
 def _unusable(job: str, error: Exception) -> Problem:

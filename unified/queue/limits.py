@@ -24,8 +24,8 @@ class DiskFullError(RefusedError):
     code = "disk-full"
 
 
-def check_limits(root: Root, store: JobStore, config: ServiceConfig, user: str, num_bytes: int) -> None:
-    """Check that a new job of ``user`` may be taken in.
+def check_limits(root: Root, store: JobStore, config: ServiceConfig, user: str, num_bytes: int, *, num_jobs: int = 1) -> None:
+    """Check that a new job of ``user``, or several alike, may be taken in.
 
     Args:
         root: The queue's folder.
@@ -33,6 +33,7 @@ def check_limits(root: Root, store: JobStore, config: ServiceConfig, user: str, 
         config: The limits; 0 means none.
         user: Whose job it is.
         num_bytes: Size of its folder.
+        num_jobs: How many such jobs.
 
     Raises:
         DiskFullError: If the disk is too full, which may pass.
@@ -43,13 +44,14 @@ def check_limits(root: Root, store: JobStore, config: ServiceConfig, user: str, 
     whose = f"user {user!r}" if user else "jobs without a user"
     if config.max_jobs_per_user:
         waiting = sum(count for state, count in store.counts(user).items() if state not in ENDED)
-        if waiting >= config.max_jobs_per_user:
+        if waiting + num_jobs > config.max_jobs_per_user:
             limit = f"at most {config.max_jobs_per_user} that have not ended are accepted (max_jobs_per_user)"
-            raise RefusedError(f"{whose}: {limit}, there are {waiting}; wait for some to end, or cancel some")
+            more = f" and this would be {num_jobs} more" if num_jobs > 1 else ""
+            raise RefusedError(f"{whose}: {limit}, there are {waiting}{more}; wait for some to end, or cancel some")
     if config.max_bytes_per_user or config.max_total_bytes:
         taken = store.bytes_by_user()
-        _check_bytes("max_bytes_per_user", whose, config.max_bytes_per_user, taken.get(user, 0), num_bytes)
-        _check_bytes("max_total_bytes", "the queue", config.max_total_bytes, sum(taken.values()), num_bytes)
+        _check_bytes("max_bytes_per_user", whose, config.max_bytes_per_user, taken.get(user, 0), num_jobs * num_bytes)
+        _check_bytes("max_total_bytes", "the queue", config.max_total_bytes, sum(taken.values()), num_jobs * num_bytes)
 
 
 def check_job_bytes(config: ServiceConfig, num_bytes: int) -> None:
@@ -92,5 +94,5 @@ def one_at_a_time(root: Root, config: ServiceConfig) -> Iterator[None]:
 
 def _check_bytes(name: str, whose: str, limit: int, taken: int, more: int) -> None:
     if limit and taken + more > limit:
-        there = f"{bytes_text(taken)} of {bytes_text(limit)} ({name}) are taken and this job has {bytes_text(more)}"
+        there = f"{bytes_text(taken)} of {bytes_text(limit)} ({name}) are taken and this has {bytes_text(more)}"
         raise RefusedError(f"{whose}: {there}; old jobs are removed with time, or ask the operator for more")

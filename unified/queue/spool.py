@@ -27,17 +27,19 @@ from pathlib import Path
 
 from unified.errors import InvalidSubmission, Problem
 from unified.job_state import JobState
-from unified.queue.archive import archive_published, lone_published
+from unified.queue.archive import lone_unpacked, unpacked
 from unified.queue.config import ServiceConfig
 from unified.queue.errors import ConflictError, FencedError, RefusedError
 from unified.queue.files import locked, sync_tree
-from unified.queue.ingesting import READY, Spool, commit, discard, move_to_job, prepare
+from unified.queue.ingesting import READY, Spool, commit, discard, move_to_job, prepare, publish
+from unified.queue.job_folder import Fields, read_fields
 from unified.queue.limits import DiskFullError
 from unified.queue.records import JobRow, NewJob, Submitted
 from unified.queue.rejecting import reject
 from unified.queue.root import Root
 from unified.queue.shared_files import dropped_sources
 from unified.queue.store import JobStore
+from unified.queue.sweeping import copied, submit_sweep, sweep_in
 
 __all__ = ["Ingested", "finish_interrupted", "reject", "scan"]
 
@@ -187,7 +189,7 @@ def _take(spool: Spool, entry: _Entry) -> Iterator[Ingested]:
     if entry.quiet < (0.0 if entry.is_ready else config.settle_seconds):
         return
     try:
-        submitted = _ingest(spool, entry)
+        taken = _ingest(spool, entry)
     except InvalidSubmission as error:
         if entry.quiet >= _patience(config, entry, error.problems):
             yield _reject(spool, entry, error.problems)
@@ -202,7 +204,7 @@ def _take(spool: Spool, entry: _Entry) -> Iterator[Ingested]:
         remedy = "give it another id or client_token, or none"
         yield _reject(spool, entry, (_problem(entry.job, "E-CONFLICT", "a job of its own", str(error), remedy),))
     else:
-        yield _ingested(entry, submitted)
+        yield from (_ingested(entry, submitted) for submitted in taken)
 
 
 def _patience(config: ServiceConfig, entry: _Entry, problems: tuple[Problem, ...]) -> float:
@@ -211,15 +213,18 @@ def _patience(config: ServiceConfig, entry: _Entry, problems: tuple[Problem, ...
     return config.settle_seconds if is_whole else config.patience_seconds
 
 
-def _ingest(spool: Spool, entry: _Entry) -> Submitted:
+def _ingest(spool: Spool, entry: _Entry) -> list[Submitted]:
+    """Take in the job in an entry, or every member of its sweep."""
     if entry.is_folder:
         _make_movable(entry)
+        if sweep_in(entry.path, entry.job) is not None:
+            return _ingest_sweep(spool, entry)
         new = prepare(spool, entry.path, entry.job, dropped_sources(spool.root, spool.config))
         sync_tree(entry.path)
-        return commit(spool, entry.path, new, by=BY)
+        return [commit(spool, entry.path, new, by=BY)]
     if stat.S_ISREG(entry.status.st_mode) and entry.suffix in (".zip", ".json"):
-        published = archive_published if entry.suffix == ".zip" else lone_published
-        return _ingest_packed(spool, entry, published(spool, entry.path, entry.job))
+        made = unpacked if entry.suffix == ".zip" else lone_unpacked
+        return _ingest_packed(spool, entry, made(spool, entry.path, entry.job))
     raise InvalidSubmission([_kind_problem(entry)])
 
 
@@ -235,16 +240,38 @@ def _make_movable(entry: _Entry) -> None:
             ) from error
 
 
-def _ingest_packed(spool: Spool, entry: _Entry, published: AbstractContextManager[tuple[Path, NewJob]]) -> Submitted:
+def _ingest_sweep(spool: Spool, entry: _Entry) -> list[Submitted]:
+    """Ingest a folder with a sweep, which goes when all members are jobs: after a crash it comes again, and finds those."""
+    with copied(spool, entry.path, entry.job) as folder:
+        submitted = _submit_sweep(spool, entry, folder, read_fields(folder, entry.job))
+        discard(spool.root, entry.path)
+        return submitted
+
+
+def _ingest_packed(spool: Spool, entry: _Entry, made: AbstractContextManager[Path]) -> list[Submitted]:
     """Ingest what is made of a file, which goes when that is a job: after a crash in between it comes again, as a duplicate."""
-    with published as (ready, new):
-        try:
-            submitted = commit(spool, ready, new, by=BY)
-        except (RefusedError, ConflictError):
-            discard(spool.root, ready)  # it is the file that is rejected
-            raise
+    with made as folder:
+        fields = sweep_in(folder, entry.job)
+        if fields is not None:
+            submitted = _submit_sweep(spool, entry, folder, fields)
+        else:
+            new = prepare(spool, folder, entry.job, dropped_sources(spool.root, spool.config))
+            submitted = [_commit_published(spool, publish(spool, folder, new), new)]
         _discard_unchanged(spool.root, entry)
         return submitted
+
+
+def _submit_sweep(spool: Spool, entry: _Entry, folder: Path, fields: Fields) -> list[Submitted]:
+    resolve = dropped_sources(spool.root, spool.config)
+    return submit_sweep(spool, folder, fields, resolve, job=entry.job, by=BY)
+
+
+def _commit_published(spool: Spool, ready: Path, new: NewJob) -> Submitted:
+    try:
+        return commit(spool, ready, new, by=BY)
+    except (RefusedError, ConflictError):
+        discard(spool.root, ready)  # it is the file that is rejected
+        raise
 
 
 def _discard_unchanged(root: Root, entry: _Entry) -> None:

@@ -21,6 +21,7 @@ from unified.queue.records import CommandRow, JobRow, Page, Submitted
 from unified.queue.root import Root
 from unified.queue.store import JobStore
 from unified.queue.submitting import submit_folder
+from unified.queue.sweeping import submit_all
 from unified.queue.verb_rules import CANCEL, CHECKPOINT, FRESH, FROM_SCRATCH, PAUSE, REQUEUE, RESUME, VERBS, Verb, way_out
 
 _S = JobState
@@ -201,7 +202,7 @@ class Queue:
     def submit(
         self, path: str | Path, *, by: str, user: str | None = None, changes: Mapping[str, Any] | None = None
     ) -> Submitted:
-        """Take in a job folder, or a zip of one; when this returns, the job survives a power cut.
+        """Take in a job folder, or a zip of one, but no sweep; when this returns, the job survives a power cut.
 
         Args:
             path: The folder or the zip.
@@ -220,6 +221,15 @@ class Queue:
             return submit_folder(self.root, self.store, path, by=by, user=user, changes=changes)
         if path.is_file() and path.suffix.lower() == ".zip":
             return submit_archive(self.root, self.store, path, by=by, user=user, changes=changes)
+        raise InvalidSubmission([_no_job(path)])
+
+    def submit_all(
+        self, path: str | Path, *, by: str, user: str | None = None, changes: Mapping[str, Any] | None = None
+    ) -> tuple[Submitted, ...]:
+        """Take in the job in a folder or zip, or all members of its sweep; arguments and errors are those of :meth:`submit`."""
+        path = Path(path)
+        if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
+            return tuple(submit_all(self.root, self.store, path, by=by, user=user, changes=changes))
         raise InvalidSubmission([_no_job(path)])
 
     def pause(self, job: str, *, by: str, user: str | None = None, wait_seconds: float | None = None) -> Outcome:

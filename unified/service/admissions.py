@@ -50,6 +50,7 @@ def to_json(submission: Submission, step_seconds: float | None, root: Root) -> d
         "test": test,
         "estimate": asdict(submission.estimate),
         "step_seconds": step_seconds,
+        "stack_key": submission.stack_key,
     }
 
 
@@ -74,6 +75,7 @@ def from_json(row: JobRow, root: Root) -> Submission | None:
         test=None if test is None else DatasetRef(**test),
         estimate=Estimate(**found["estimate"]),
         id=row.id,
+        stack_key=found.get("stack_key"),
     )
 
 
@@ -212,7 +214,8 @@ class Admitter:
             for row in rows
         ]
         num_processes = max(1, (os.cpu_count() or 1) // 2)  # the rest is for those who train
-        return Reader(nursery=self.nursery, num_processes=num_processes, timeout_seconds=timeout_seconds).read(requests)
+        reader = Reader(nursery=self.nursery, num_processes=num_processes, timeout_seconds=timeout_seconds)
+        return [answers[0] for answers in reader.read(requests)]  # what is accepted is one job: sweeps were expanded before
 
     def _judge(self, row: JobRow, answer: Inspected) -> None:
         submission, problems = answer.submission, answer.problems

@@ -73,22 +73,22 @@ class Client:
             ExportError: If its model cannot be exported.
             ConflictError: If its id, or its client_token, is another job's.
             RefusedError: If it is over a limit.
+            UnifiedError: If it is a sweep, whose members have an id each: :meth:`submit_all` returns them.
         """
-        from unified.service.client_staging import stage_job
-
-        self._num_staged += 1
-        folder = self._scratch / str(self._num_staged) / job.name
-        try:
-            return self._submit(stage_job(job, folder, self._scratch / "data"))
-        finally:
-            shutil.rmtree(folder.parent, ignore_errors=True)
+        if job.sweep is not None:
+            count = len(job.members())
+            raise UnifiedError(f"job {job.name!r} is a sweep of {count} jobs with an id each; submit_all([job]) returns them")
+        return self._submit_spec(job)[0]
 
     def submit_all(self, jobs: Sequence[JobSpec]) -> list[str]:
-        """Hand in several jobs, one after another, and return their ids; raises as :meth:`submit` does."""
-        return [self.submit(job) for job in jobs]
+        """Hand in several jobs, one after another, and return their ids, of a sweep those of its members.
+
+        Raises as :meth:`submit` does; what was handed in before stays, and is found there when it is handed in again.
+        """
+        return [job_id for job in jobs for job_id in self._submit_spec(job)]
 
     def submit_folders(self, folders: str | Path | Sequence[str | Path]) -> list[str]:
-        """Hand in job folders, or folders that hold job folders, and return the jobs' ids.
+        """Hand in job folders, or folders that hold job folders, and return the jobs' ids, of a sweep those of its members.
 
         Raises:
             InvalidSubmission: With everything that is wrong with one of them; those before it are handed in.
@@ -96,7 +96,7 @@ class Client:
         if isinstance(folders, str | Path):
             folders = [folders]
         found = [job for folder in folders for job in job_folders(Path(folder))]
-        return [self._submit(folder) for folder in found]
+        return [job_id for folder in found for job_id in self._submit(folder)]
 
     def pause(self, job: str, *, wait_seconds: float | None = None) -> None:
         """Set a job aside; its memory is free when its state is PAUSED.
@@ -170,11 +170,20 @@ class Client:
         self._door.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _submit(self, folder: Path) -> str:
-        job = self._door.submit(folder)
-        if job not in self._submitted:
-            self._submitted.append(job)
-        return job
+    def _submit_spec(self, job: JobSpec) -> list[str]:
+        from unified.service.client_staging import stage_job
+
+        self._num_staged += 1
+        folder = self._scratch / str(self._num_staged) / job.name
+        try:
+            return self._submit(stage_job(job, folder, self._scratch / "data"))
+        finally:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+
+    def _submit(self, folder: Path) -> list[str]:
+        jobs = self._door.submit(folder)
+        self._submitted += [job for job in jobs if job not in self._submitted]
+        return jobs
 
     def _results(
         self,

@@ -32,8 +32,8 @@ class Standing:
 class Door(Protocol):
     """A way to a queue."""
 
-    def submit(self, folder: Path) -> str:
-        """Hand in a job folder with the files that it names; return the job's id."""
+    def submit(self, folder: Path) -> list[str]:
+        """Hand in a job folder with the files that it names; return the job's id, or that of each member of its sweep."""
         ...
 
     def look(self, job: str) -> Standing:
@@ -67,9 +67,9 @@ class FolderDoor:
     def __init__(self, root: Path) -> None:
         self._queue = Queue.open(root, make=True)
 
-    def submit(self, folder: Path) -> str:
-        """Hand in a job folder with the files that it names."""
-        return self._queue.submit(folder, by="client").job.id
+    def submit(self, folder: Path) -> list[str]:
+        """Hand in a job folder with the files that it names, or all members of its sweep."""
+        return [submitted.job.id for submitted in self._queue.submit_all(folder, by="client")]
 
     def look(self, job: str) -> Standing:
         """Return where a job stands."""

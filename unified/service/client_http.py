@@ -22,6 +22,7 @@ from unified.queue.shared_files import submitter_sources
 from unified.service.client_doors import Standing, standing_of
 from unified.service.http_models import Job, Upload
 from unified.service.loopback import is_loopback_host
+from unified.sweeps import member_fields
 
 _TRIES = 6  #: of a request whose connection broke: about 6 s in all
 _FIRST_WAIT_SECONDS = 0.2
@@ -63,12 +64,12 @@ class HttpDoor:
         )
         self._url = url
 
-    def submit(self, folder: Path) -> str:
-        """Hand in a job folder with the files that it names; what the service has is not sent again."""
+    def submit(self, folder: Path) -> list[str]:
+        """Hand in a job folder with the files that it names, or all members of its sweep; what is there is not sent again."""
         job, files = _describe(folder)
         hashes = {name: self._upload(path) for name, path in files.items()}
-        answer = self._ask("POST", "v1/jobs", json={"job": job, "files": hashes})
-        return str(answer.json()["id"])
+        answers = (self._ask("POST", "v1/jobs", json={"job": fields, "files": hashes}) for fields in member_fields(job))
+        return [str(answer.json()["id"]) for answer in answers]
 
     def look(self, job: str) -> Standing:
         """Return where a job stands."""
@@ -196,11 +197,16 @@ def _describe(folder: Path) -> tuple[dict[str, Any], Mapping[str, Path]]:
         InvalidSubmission: With everything that is wrong with ``job.json``.
     """
     fields = read_fields(folder, folder.name)
-    files = {name: folder / name for name in list_folder(folder, folder.name, 0).files if name != "job.json"}
+    spec = parse_fields(fields, folder.name)
+    is_sweep = spec.sweep is not None
+    own = list_folder(folder, folder.name, 0).files
+    files = {} if is_sweep else {name: folder / name for name in own if name != "job.json"}
     resolve = submitter_sources(folder)
     names: dict[str, str] = {}
-    for field, given in named_sources(parse_fields(fields, folder.name)).items():
+    for field, given in named_sources(spec).items():
         source = resolve(field, given)
+        if source is None and is_sweep:
+            source = folder / given  # shared by its members
         if source is None or not source.exists():  # what is not here, the service may have: '../data/…'
             continue
         names[field] = _name_outside(source)

@@ -135,6 +135,6 @@ class Commands:
         """The job comes to no step boundary: its worker is replaced, and its neighbours go on from their checkpoints."""
         assert record.slot is not None, "only a job on a slot does not let go"
         slot = self.conductor.slots[record.slot]
-        if record.name in {slot.running, slot.attending} and not slot.is_stalled:
+        if record.name in {*slot.turn, slot.attending} and not slot.is_stalled:
             logger.warning("job %s does not let go of slot %s; its worker is replaced", record.name, slot.index)
             self.conductor.stop_stalled(slot)

@@ -184,6 +184,12 @@ class Narrator:
         )
         self._leave(event.job)
 
+    def stack_formed(self, event: events.StackFormed) -> None:
+        """Jobs step as one."""
+        for name in event.members:  # whose the others are is not told
+            others, speedup = plural(len(event.members) - 1, "other job"), f"{event.speedup:.1f} times faster than side by side"
+            self.files.log(name, f"steps as one with {others} like it, {speedup}")
+
     def paused(self, event: events.JobPaused) -> None:
         """A job is set aside."""
         self.files.log(event.job, f"paused at step {event.step}")
@@ -214,5 +220,6 @@ _TELLERS: dict[type[events.Event], Callable[[Narrator, Any], None]] = {
     events.JobFailed: Narrator.failed,
     events.JobFinished: Narrator.finished,
     events.JobPaused: Narrator.paused,
+    events.StackFormed: Narrator.stack_formed,
     events.JobCancelled: Narrator.cancelled,
 }

@@ -77,7 +77,7 @@ def _hand_in(
     errors: list[dict[str, Any]] = []
     for folder in folders:
         try:
-            accepted.append(queue.submit(folder, by=who_asks(), user=options.user, changes=changes))
+            accepted += queue.submit_all(folder, by=who_asks(), user=options.user, changes=changes)
         except UnifiedError as error:
             errors.append(error_document(error, None if isinstance(error, InvalidSubmission) else folder.name))
             if not out.as_json:

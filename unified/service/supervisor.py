@@ -43,6 +43,7 @@ from unified.service.tensorboard_files import TensorboardFiles
 from unified.service.ticker import Ticker
 from unified.service.watchdog import Watchdog
 from unified.service.working_set import WorkingSet
+from unified.stacks import Stacks
 
 IDLE_SECONDS = 0.25
 SAMPLE_SECONDS = 5.0  #: between two looks at the memory of all processes
@@ -115,6 +116,7 @@ class Supervisor:
             limits=self.limits,
             keeps_cancelled=True,
             bans=set(store.bans()),
+            stacks=Stacks(is_on=config.stacking and not config.deterministic),
         )
         self.conductor = Conductor(
             books=self.books,

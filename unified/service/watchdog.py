@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from unified.bookkeeper import Bookkeeper
 from unified.conductor import Conductor
 from unified.job_state import JobState
-from unified.ledger import JobRecord
 from unified.queue.config import ServiceConfig
 from unified.queue.store import JobStore
+from unified.slots import Slot
 
 STALL_FACTOR = 20  #: a worker may be silent for so many of a job's measured steps, however short stall_seconds is
 
@@ -60,13 +60,14 @@ class Watchdog:
                     "the worker of %s has said nothing for %.0f s; it is replaced", slot.describe(), now - slot.last_report
                 )
                 self.conductor.stop_stalled(slot)
-            elif record is not None:
-                self._watch_run_time(record)
+            else:
+                self._watch_run_times(slot)
 
-    def _watch_run_time(self, record: JobRecord) -> None:
-        most = record.submission.spec.max_run_seconds
-        if most is not None and self.books.trained_seconds(record) > most:
-            self.conductor.end(record, f"has trained for more than its max_run_seconds of {most:g} s")
+    def _watch_run_times(self, slot: Slot) -> None:
+        for record in filter(None, map(self.books.ledger.get, slot.turn)):
+            most = record.submission.spec.max_run_seconds
+            if most is not None and self.books.trained_seconds(record) > most:
+                self.conductor.end(record, f"has trained for more than its max_run_seconds of {most:g} s")
 
     def ask_for_checkpoints(self) -> None:
         """Have those jobs write checkpoints whose last one is old enough, unless they count their steps for it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unified.submission.program import DEVICE_SLOT, compile_graph
-from unified.submission.umodel_format import GraphRecord, InputRecord, Manifest, TensorRecord
+from unified.submission.umodel_format import GraphRecord, InputRecord, Manifest, TensorRecord, encode
 
 
 class ArchiveModule(nn.Module):
@@ -55,11 +56,12 @@ class ArchiveModule(nn.Module):
         """
         return self._umodel.call("train" if self.training else "eval", args, kwargs)
 
-    def structure(self) -> dict[str, Any]:
-        """Return what it computes, without weights: equal for models of one architecture."""
+    def structure(self) -> dict[str, object]:
+        """Return what the model computes whatever its weights are: inputs, graphs and constants, long ones by SHA-256."""
         state = self._umodel
-        graphs = {mode: repr(graph) for mode, graph in state.graphs.items()}
-        return {"inputs": repr(state.manifest.inputs), **graphs, "constants": state.constants}
+        graphs = {f"graph {mode}": hashlib.sha256(encode(graph)).hexdigest() for mode, graph in state.graphs.items()}
+        constants = {f"constant {index}": constant for index, constant in enumerate(state.constants)}
+        return {"inputs": state.manifest.inputs, **graphs, **constants}
 
     def extra_repr(self) -> str:
         """Name the inputs."""
