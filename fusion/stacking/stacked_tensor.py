@@ -78,6 +78,8 @@ class StackedTensor(torch.Tensor):
 
     def _copied(self, parts: list[Tensor]) -> Tensor:
         """Return values that lie apart in memory which others see, too, in one tensor; they go on lying apart."""
+        if parts[0].is_inference():  # they keep no count of what is written to them
+            return torch.stack(parts)
         versions = tuple(part._version for part in parts)
         if self._copy is None or self._copy[0] != versions:
             merged = torch.stack(parts)
