@@ -85,7 +85,7 @@ class StackMode(TorchFunctionMode):
                 return self.each(func, self._writable(func, args), kwargs, way=MEMBER_DRAWS)
             return self._noted(func(*args, **kwargs))
         if kwargs.get("out") is not None:
-            raise NotStackableError(f"{name_of(func)} is told where to write (out=...), which no stack can do")
+            return self._given_out(func, args, kwargs)
         args = self._writable(func, args)
         rule = self._resolved.get(func)
         if rule is None:
@@ -123,6 +123,14 @@ class StackMode(TorchFunctionMode):
         rows = StackedTensor.of(target.unsqueeze(0).repeat(self.num_members, *[1] * target.dim()))
         self._own[id(target)] = (target, rows)
         return rows
+
+    def _given_out(self, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Compute what is to be written into ``out``, and write it."""
+        out = kwargs["out"]
+        if type(out) is not StackedTensor:
+            raise NotStackableError(f"{name_of(func)} writes members' values into out=, which all members share")
+        result = self.__torch_function__(func, (), args, {key: value for key, value in kwargs.items() if key != "out"})
+        return self.__torch_function__(Tensor.copy_, (), (out, result))
 
     def _writable(self, func: Callable[..., Any], args: tuple) -> tuple:
         if args and type(args[0]) is not StackedTensor and isinstance(args[0], Tensor) and _writes(func):

@@ -91,8 +91,8 @@ CASES: dict[str, Case] = (
     | {f"einsum {text}": case(lambda *x, text=text: torch.einsum(text, *x), *(real(*s) for s in shapes)) for text, shapes in EINSUMS.items()}
     | {
         "whole": case(_whole, real(2, 3, 4)),
-        "scalars": case(lambda x: (x.sum(), x.mean(), x.max(), x.softmax(0), x.cumsum(0), x.sort()[0], x.all(), x.sum(0), x.argmax()), real()),
-        "norms": case(_norms, real(2, 3, 4)),
+        "reductions of a number": case(lambda x: (x.sum(), x.mean(), x.max(), x.softmax(0), x.cumsum(0), x.sort()[0], x.all(), x.sum(0), x.argmax()), real()),
+        "vector norms": case(_norms, real(2, 3, 4)),
         "orders": case(_orders, real(3, 4)),
         "spreads": case(_spreads, real(2, 3, 4)),
         "soft": case(_soft, real(2, 4, 2, 2)),
