@@ -283,11 +283,10 @@ def mark_aliases(results: Any, sources: Iterable[Any]) -> None:
 
 
 def _relay(args: tuple, kwargs: dict[str, Any]) -> None:
-    """Let members' values lie as they would alone, gaps closed: random numbers are filled in in the order of memory."""
+    """Let members' values lie as they would alone: random numbers are filled in in the order of memory."""
     for value in (*args, *kwargs.values()):
-        if type(value) is StackedTensor and not value.is_split and not value.is_aliased:
-            if value.is_relaid or value.is_in_order:
-                value.become(value.merged().contiguous())
+        if type(value) is StackedTensor:
+            value.close_up()
 
 
 def _writes(func: Callable[..., Any]) -> bool:

@@ -95,6 +95,16 @@ def _no_grad_write(x: Tensor, y: Tensor) -> Tensor:
     return x * state
 
 
+def _written_behind_gradients(x: Tensor, y: Tensor) -> Tensor:
+    """What is written where no gradients are recorded changes the values and not the history."""
+    out, other = x * 2, y * 3
+    with torch.no_grad():
+        out.clamp_(min=0.1)
+        F.relu(other, inplace=True)
+        other[0] = 2.0
+    return out * other
+
+
 def _detached_write(x: Tensor) -> tuple[Tensor, Tensor]:
     base = x * 1
     base.detach().mul_(2)
@@ -191,6 +201,7 @@ CASES: dict[str, Case] = (
         "augmented": case(_augmented, real(3, 4), positive(4), owned=(0,)),
         "residual": case(_residual, real(2, 3, 4), real(4), owned=(0,)),
         "writes without gradient": case(_no_grad_write, real(3, 4), real(3, 4), owned=(0,)),
+        "writes behind gradients": case(_written_behind_gradients, real(3, 4), real(3, 4), owned=(0, 1), is_traced=False),
         "write through detach": case(_detached_write, real(3, 4), is_traced=False),
         "filled": case(_filled, real(3, 4)),
         "written new": case(_written_new, real(3, 4)),
