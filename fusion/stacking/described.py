@@ -41,7 +41,9 @@ class Description:
         if isinstance(value, Tensor | nn.Module):
             return self._tensor(value) if isinstance(value, Tensor) else self._module(value, depth)
         if isinstance(value, Mapping):
-            return "{" + ", ".join(f"{self.of(key, depth + 1)}: {self.of(item, depth + 1)}" for key, item in value.items()) + "}"
+            return (
+                "{" + ", ".join(f"{self.of(key, depth + 1)}: {self.of(item, depth + 1)}" for key, item in value.items()) + "}"
+            )
         if isinstance(value, set | frozenset):
             return "{" + ", ".join(sorted(self.of(item, depth + 1) for item in value)) + "}"
         if isinstance(value, tuple | list):
@@ -86,7 +88,9 @@ class Description:
             parts = value.__reduce_ex__(4)
         except TypeError:  # it cannot be pickled
             return _name(type(value)) + _ADDRESS.sub("", repr(value))
-        inside = [part if isinstance(part, tuple | dict) else list(part or ()) for part in parts[1:5]] if parts is not str else []
+        inside = (
+            [part if isinstance(part, tuple | dict) else list(part or ()) for part in parts[1:5]] if parts is not str else []
+        )
         return _name(type(value)) + self.of(inside, depth + 1)
 
 

@@ -97,9 +97,9 @@ class StackMode(TorchFunctionMode):
         self._depth += 1
         return super().__enter__()
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         """End a run; what was kept for it goes."""
-        super().__exit__(*raised)
+        super().__exit__(exc_type, exc_val, exc_tb)
         self._depth -= 1
         if not self._depth:
             self._own.clear()
@@ -278,7 +278,11 @@ def mark_aliases(results: Any, sources: Iterable[Any]) -> None:
         if type(source) is not StackedTensor:
             continue
         for result in made:
-            if type(result) is StackedTensor and result is not source and share_memory(result.any_values(), source.any_values()):
+            if (
+                type(result) is StackedTensor
+                and result is not source
+                and share_memory(result.any_values(), source.any_values())
+            ):
                 result.is_aliased = source.is_aliased = True
 
 

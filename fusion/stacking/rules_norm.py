@@ -58,7 +58,7 @@ def _norm_arguments(func: Callable[..., Any], args: tuple, kwargs: dict[str, Any
 
 
 def _side_by_side(vectors: StackedTensor | None) -> Tensor | None:
-    """Return all members' vectors as one; a view where they are a buffer, so that statistics are written where they are kept."""
+    """Return all members' vectors as one; a view of a buffer, so that running statistics are written where they are kept."""
     return None if vectors is None else vectors.merged().reshape(-1)
 
 

@@ -133,7 +133,7 @@ def _outer(func: Callable[..., Any]) -> Callable[..., Any] | None:
     if name in {"copy", "fill", "zero", "requires_grad"}:
         return None
     if isinstance(func, OpOverload):
-            return _outer_overload(func, name)
+        return _outer_overload(func, name)
     return getattr(torch.Tensor, name, None)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fusion.stacking.stacked_tensor import StackedTensor
 
-
 _HOLDERS = (StackedTensor, list, tuple, dict)
 
 

@@ -38,23 +38,48 @@ def _whole(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _norms(x: Tensor) -> tuple[Tensor, ...]:
-    one = x.norm(dim=-1), x.norm(p=1, dim=1), x.norm(2, 0, True), torch.linalg.vector_norm(x, dim=1), torch.linalg.norm(x, dim=-1)
+    one = (
+        x.norm(dim=-1),
+        x.norm(p=1, dim=1),
+        x.norm(2, 0, True),
+        torch.linalg.vector_norm(x, dim=1),
+        torch.linalg.norm(x, dim=-1),
+    )
     two = torch.linalg.vector_norm(x), torch.linalg.vector_norm(x, 1, dim=(0, 1), keepdim=True), torch.norm(x)
     return (*one, *two, F.normalize(x, dim=-1), F.normalize(x, p=1.0, dim=0), F.cosine_similarity(x, x + 1, dim=1))
 
 
 def _orders(x: Tensor) -> tuple[Tensor, ...]:
     one = *x.topk(2), *x.topk(2, dim=0), *torch.topk(x, 1, largest=False), x.argsort(), x.argsort(dim=0, descending=True)
-    return (*one, *x.kthvalue(2), *torch.sort(x, dim=1, descending=True), *x.sort(stable=True), torch.msort(x), *x.aminmax(dim=0))
+    return (
+        *one,
+        *x.kthvalue(2),
+        *torch.sort(x, dim=1, descending=True),
+        *x.sort(stable=True),
+        torch.msort(x),
+        *x.aminmax(dim=0),
+    )
 
 
 def _spreads(x: Tensor) -> tuple[Tensor, ...]:
-    one = x.std(-1, unbiased=False), x.var(dim=0, correction=0), x.var(1, False), *torch.std_mean(x, 1), *torch.var_mean(x, (0, 1))
+    one = (
+        x.std(-1, unbiased=False),
+        x.var(dim=0, correction=0),
+        x.var(1, False),
+        *torch.std_mean(x, 1),
+        *torch.var_mean(x, (0, 1)),
+    )
     return (*one, torch.std(x, dim=-1, keepdim=True), x.var(unbiased=False), *torch.var_mean(x, dim=1, correction=0))
 
 
 def _soft(x: Tensor) -> tuple[Tensor, ...]:
-    one = F.softmax(x, -1), F.softmax(x, dim=0), F.log_softmax(x, dim=1), torch.softmax(x, -1, dtype=torch.float64), F.softmin(x, 0)
+    one = (
+        F.softmax(x, -1),
+        F.softmax(x, dim=0),
+        F.log_softmax(x, dim=1),
+        torch.softmax(x, -1, dtype=torch.float64),
+        F.softmin(x, 0),
+    )
     return (*one, x.logsumexp(-1), torch.logsumexp(x, (0, 1), keepdim=True), F.glu(x), F.glu(x, 0), nn_softmax2d(x))
 
 
@@ -68,6 +93,10 @@ def _truth(x: Tensor) -> tuple[Tensor, ...]:
 
 def _addmms(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     return torch.addmm(a, b, c), torch.addmm(a, b, c, beta=0.5, alpha=2.0), a.addmm(b, c), torch.addmv(a[:, 0], b, c[:, 0])
+
+
+def _einsum(text: str):
+    return lambda *operands: torch.einsum(text, *operands)
 
 
 SHAPES = {
@@ -88,16 +117,21 @@ CASES: dict[str, Case] = (
     | {name: case(_one(name), real(2, 3, 4)) for name in ONE}
     | {name: case(_pairs(name), real(2, 3, 4)) for name in PAIRS}
     | {f"matmul {name}": case(torch.matmul, *(real(*shape) for shape in shapes)) for name, shapes in SHAPES.items()}
-    | {f"einsum {text}": case(lambda *x, text=text: torch.einsum(text, *x), *(real(*s) for s in shapes)) for text, shapes in EINSUMS.items()}
+    | {f"einsum {text}": case(_einsum(text), *(real(*shape) for shape in shapes)) for text, shapes in EINSUMS.items()}
     | {
         "whole": case(_whole, real(2, 3, 4)),
-        "reductions of a number": case(lambda x: (x.sum(), x.mean(), x.max(), x.softmax(0), x.cumsum(0), x.sort()[0], x.all(), x.sum(0), x.argmax()), real()),
+        "reductions of a number": case(
+            lambda x: (x.sum(), x.mean(), x.max(), x.softmax(0), x.cumsum(0), x.sort()[0], x.all(), x.sum(0), x.argmax()),
+            real(),
+        ),
         "vector norms": case(_norms, real(2, 3, 4)),
         "orders": case(_orders, real(3, 4)),
         "spreads": case(_spreads, real(2, 3, 4)),
         "soft": case(_soft, real(2, 4, 2, 2)),
         "truth": case(_truth, truths(3, 4)),
-        "sum of numbers": case(lambda x: (x.sum(), x.sum(0), x.float().mean(1), x.max(1)[1], x.sum(0, dtype=torch.float32)), numbers(9, 3, 4)),
+        "sum of numbers": case(
+            lambda x: (x.sum(), x.sum(0), x.float().mean(1), x.max(1)[1], x.sum(0, dtype=torch.float32)), numbers(9, 3, 4)
+        ),
         "max of two": case(lambda x, y: (torch.max(x, y), torch.min(x, y), x.max(y)), real(3, 4), real(4)),
         "addmm": case(_addmms, real(2, 3), real(2, 4), real(4, 3)),
         "addmm vector": case(torch.addmm, real(3), real(2, 4), real(4, 3)),
@@ -117,13 +151,21 @@ CASES: dict[str, Case] = (
         "linear 4": case(F.linear, real(2, 2, 5, 4), real(3, 4)),
         "linear of a permutation": case(lambda x, w: F.linear(x.transpose(1, 2), w), real(2, 4, 5), real(3, 4)),
         "aten linear": case(ATEN.linear.default, real(2, 4), real(3, 4), real(3)),
-        "aten sum": case(lambda x: (ATEN.sum.default(x), ATEN.sum.dim_IntList(x, [1], True), ATEN.mean.dim(x, [-1]), ATEN.mean.default(x)), real(3, 4)),
-        "aten softmax": case(lambda x: (ATEN._softmax.default(x, -1, False), ATEN.softmax.int(x, 1), ATEN._log_softmax.default(x, 0, False)), real(3, 4)),
-        "aten max": case(lambda x: (ATEN.max.default(x), *ATEN.max.dim(x, 1), ATEN.amax.default(x, [-1]), ATEN.argmax.default(x)), real(3, 4)),
+        "aten sum": case(
+            lambda x: (ATEN.sum.default(x), ATEN.sum.dim_IntList(x, [1], True), ATEN.mean.dim(x, [-1]), ATEN.mean.default(x)),
+            real(3, 4),
+        ),
+        "aten softmax": case(
+            lambda x: (ATEN._softmax.default(x, -1, False), ATEN.softmax.int(x, 1), ATEN._log_softmax.default(x, 0, False)),
+            real(3, 4),
+        ),
+        "aten max": case(
+            lambda x: (ATEN.max.default(x), *ATEN.max.dim(x, 1), ATEN.amax.default(x, [-1]), ATEN.argmax.default(x)), real(3, 4)
+        ),
         "aten addmm": case(ATEN.addmm.default, real(3), real(2, 4), real(4, 3)),
         "inverse": case(lambda x: torch.linalg.inv(x @ x.mT + 4 * torch.eye(3, dtype=torch.float64)), real(3, 3)),
         "multi_dot": case(lambda a, b, c: torch.linalg.multi_dot((a, b, c)), real(2, 3), real(3, 4), real(4, 2)),
         "kl by hand": case(lambda a, b: (b * (b.log() - a.log_softmax(-1))).sum(-1).mean(), real(3, 4), positive(3, 4)),
         "binary entropy by hand": case(lambda p, t: -(t * p.log() + (1 - t) * (1 - p).log()).mean(), inner(3, 4), inner(3, 4)),
     }
-)  # fmt: skip
+)

@@ -13,7 +13,14 @@ ATEN = torch.ops.aten
 def _shapes(x: Tensor) -> tuple[Tensor, ...]:
     views = x.view(6, 4), x.view(-1), x.view((2, 12)), x.reshape(4, -1), x.reshape((24,)), torch.reshape(x, (8, 3))
     flat = x.flatten(), x.flatten(1), torch.flatten(x, 0, 1), x.flatten(start_dim=-2), x.ravel()
-    return (*views, *flat, x.unflatten(2, (2, 2)), x.unflatten(-1, (2, -1)), x.view_as(x.new_zeros(4, 6)), x.reshape_as(x.view(24)))
+    return (
+        *views,
+        *flat,
+        x.unflatten(2, (2, 2)),
+        x.unflatten(-1, (2, -1)),
+        x.view_as(x.new_zeros(4, 6)),
+        x.reshape_as(x.view(24)),
+    )
 
 
 def _rearranged(x: Tensor) -> tuple[Tensor, ...]:
@@ -101,7 +108,14 @@ def _piece_of_chunk(x: Tensor) -> tuple[Tensor, ...]:
 def _joined(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     one = torch.cat((x, y)), torch.cat([x, y], dim=-1), torch.concat((x, y), 1), torch.stack((x, y)), torch.stack([x, y], -1)
     two = torch.cat((x, y, x), dim=1), torch.stack((y, x), dim=1), torch.vstack((x, y)), torch.hstack((x, y))
-    return (*one, *two, torch.cat((x, x.new_zeros(0)), 0), torch.concatenate((y, x), dim=-2), torch.cat([x]), torch.dstack((x, y)))
+    return (
+        *one,
+        *two,
+        torch.cat((x, x.new_zeros(0)), 0),
+        torch.concatenate((y, x), dim=-2),
+        torch.cat([x]),
+        torch.dstack((x, y)),
+    )
 
 
 def _gathered(x: Tensor, places: Tensor) -> tuple[Tensor, ...]:
@@ -155,19 +169,38 @@ CASES: dict[str, Case] = {
     "scalars": case(lambda x: (x.view(1), x.unsqueeze(0), x.reshape(1, 1), x.flatten(), x.squeeze(), x.expand(3)), real()),
     "broadcast": case(lambda x, y: torch.broadcast_tensors(x, y), real(3, 1), real(4)),
     "meshgrid": case(lambda x, y: torch.meshgrid(x, y, indexing="ij"), real(3), real(4)),
-    "flip and roll": case(lambda x: (x.flip(0), x.flip((0, -1)), torch.flip(x, [1]), x.roll(1, 0), x.roll((1, 2), (0, 1)), x.roll(2), torch.roll(x, -1, dims=-1)), real(3, 4)),
+    "flip and roll": case(
+        lambda x: (
+            x.flip(0),
+            x.flip((0, -1)),
+            torch.flip(x, [1]),
+            x.roll(1, 0),
+            x.roll((1, 2), (0, 1)),
+            x.roll(2),
+            torch.roll(x, -1, dims=-1),
+        ),
+        real(3, 4),
+    ),
     "triangles": case(lambda x: (x.tril(), x.triu(1), torch.tril(x, -1)), real(2, 4, 4)),
     "rot90": case(lambda x: torch.rot90(x, 1, (0, 1)), real(3, 4)),
-    "repeat_interleave": case(lambda x: (x.repeat_interleave(2, 0), x.repeat_interleave(3, dim=-1), x.repeat_interleave(2)), real(3, 4)),
-    "shapes of a permutation": case(lambda x: (x.permute(1, 0, 2).reshape(3, 8), x.transpose(0, 1).flatten(1), x.mT.reshape(-1)), real(2, 3, 4)),
+    "repeat_interleave": case(
+        lambda x: (x.repeat_interleave(2, 0), x.repeat_interleave(3, dim=-1), x.repeat_interleave(2)), real(3, 4)
+    ),
+    "shapes of a permutation": case(
+        lambda x: (x.permute(1, 0, 2).reshape(3, 8), x.transpose(0, 1).flatten(1), x.mT.reshape(-1)), real(2, 3, 4)
+    ),
     "vision patches": case(lambda x: x.view(2, 3, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(2, 4, 12), real(2, 3, 4, 4)),
     "heads": case(lambda x: x.view(2, 3, 2, 4).transpose(1, 2).transpose(1, 2).contiguous().view(2, 3, 8), real(2, 3, 8)),
-    "aten slice": case(lambda x: (ATEN.slice.Tensor(x, 1, 0, 2), ATEN.slice.Tensor(x, -1, 1), ATEN.select.int(x, 0, 1)), real(3, 4)),
+    "aten slice": case(
+        lambda x: (ATEN.slice.Tensor(x, 1, 0, 2), ATEN.slice.Tensor(x, -1, 1), ATEN.select.int(x, 0, 1)), real(3, 4)
+    ),
     "aten index": case(lambda x, i: (ATEN.index.Tensor(x, [None, i]), ATEN.index.Tensor(x, [i])), real(4, 4), numbers(4, 3)),
     "aten index_put": case(lambda x, i, y: ATEN.index_put.default(x, [i], y), real(4, 3), order(4), real(4, 3)),
-    "aten view": case(lambda x: (ATEN.view.default(x, [12]), ATEN._unsafe_view.default(x, [4, 3]), ATEN.unbind.int(x, 0)[1]), real(3, 4)),
+    "aten view": case(
+        lambda x: (ATEN.view.default(x, [12]), ATEN._unsafe_view.default(x, [4, 3]), ATEN.unbind.int(x, 0)[1]), real(3, 4)
+    ),
     "aten split": case(lambda x: (*ATEN.split.Tensor(x, 2, 1), *ATEN.split_with_sizes.default(x, [1, 3], 1)), real(3, 4)),
     "pad sequence": case(lambda x, y: torch.nn.utils.rnn.pad_sequence([x, y], batch_first=True), real(3, 4), real(2, 4)),
     "as list": case(lambda x: torch.stack([row * index for index, row in enumerate(x)]), real(3, 4)),
     "view of a dtype": case(lambda x: x.view(torch.int64) if not x.requires_grad else x.detach().view(torch.int64), real(3, 4)),
-}  # fmt: skip
+}

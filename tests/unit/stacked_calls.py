@@ -96,7 +96,9 @@ def check_traced(given: Case, layout: str) -> None:
     """As :func:`check`, of the graph of ATen operators that the function is, none shared."""
     members = _drawn(given)
     with torch.random.fork_rng():
-        graph = make_fx(lambda *operands: given.function(*operands), pre_dispatch=True)(*(_leaf(value, wants=True) for value in members[0]))
+        graph = make_fx(lambda *operands: given.function(*operands), pre_dispatch=True)(
+            *(_leaf(value, wants=True) for value in members[0])
+        )
     compare(graph, members, [False] * len(given.operands), layout, given.ways[:1])
 
 
@@ -117,7 +119,8 @@ def compare(
     for way in ways:
         random = MemberRandom.seeded(SEEDS, torch.device("cpu"))
         mode = StackMode(MEMBERS, rules=RULES, random=random, choices=Choices(forced=(way, *ways)))
-        operands, leaves = zip(*(_operand(list(values), is_shared, layout) for values, is_shared in _columns(members, shared)))
+        made = [_operand(list(values), is_shared, layout) for values, is_shared in _columns(members, shared)]
+        operands, leaves = zip(*made, strict=True)
         before = torch.get_rng_state()
         with mode:
             output = function(*operands)

@@ -136,7 +136,7 @@ def test_a_step_after_a_failed_one_is_as_if_nothing_had_happened() -> None:
 def test_a_question_on_which_all_members_agree_is_answered() -> None:
     models = [nn.Sequential(nn.Linear(4, 4)) for _ in range(MEMBERS)]
     for model in models:
-        model.register_forward_hook(lambda module, args, out: out * 2 if bool((out == out).all()) else out)
+        model.register_forward_hook(lambda module, args, out: out * 2 if not bool(out.isnan().any()) else out)
     many, x = stack(models), torch.randn(2, 4)
     torch.testing.assert_close(many(x), torch.stack([model(x) for model in models]))
     assert many.mode.asked_values

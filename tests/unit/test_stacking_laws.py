@@ -115,7 +115,11 @@ def test_networks_of_ordinary_layers_train_alike(
     torch.manual_seed(0)
     channels = 4
     body = [nn.Conv2d(3, channels, 3, padding=1), *(LAYERS[name](channels) for name in layers)]
-    head = [nn.Flatten(), nn.Linear(channels * SIDE**2, 3)] if is_flat else [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    head = (
+        [nn.Flatten(), nn.Linear(channels * SIDE**2, 3)]
+        if is_flat
+        else [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    )
     models = varied(nn.Sequential(*body, *head), 3, torch.float64)
 
     def draw(size: int) -> tuple[Tensor, Tensor]:

@@ -81,18 +81,25 @@ def program(steps: list[Step]) -> Callable[..., tuple[Tensor, ...]]:
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(sorted({*MAKING, *WRITING})), st.integers(0, 7), st.integers(0, 7), st.sampled_from((True, True, True, False))
+        st.sampled_from(sorted({*MAKING, *WRITING})),
+        st.integers(0, 7),
+        st.integers(0, 7),
+        st.sampled_from((True, True, True, False)),
     ),
     min_size=2,
     max_size=10,
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
 @given(steps=steps, layout=st.sampled_from(LAYOUTS))
 def test_programs_of_views_and_writes_give_all_members_what_they_give_each(steps: list[Step], layout: str) -> None:
     generator = torch.Generator().manual_seed(3)
-    members = [[torch.randn(SIDE, SIDE, dtype=torch.float64, generator=generator) for _ in range(NUM_INPUTS)] for _ in range(MEMBERS)]
+    members = [
+        [torch.randn(SIDE, SIDE, dtype=torch.float64, generator=generator) for _ in range(NUM_INPUTS)] for _ in range(MEMBERS)
+    ]
     function = program(steps)
     if works_alone(function, members[0]):
         compare(function, members, [False] * NUM_INPUTS, layout)

@@ -50,7 +50,9 @@ def attention(x: Tensor) -> Tensor:
 def sampled(x: Tensor) -> Tensor:
     weights = x.flatten(1).abs() + 0.1
     noise = F.gumbel_softmax(weights, hard=True)
-    return torch.cat([torch.multinomial(weights, 2).float(), torch.bernoulli(weights.clamp(0, 1)), torch.normal(weights, 0.1), noise], 1)
+    return torch.cat(
+        [torch.multinomial(weights, 2).float(), torch.bernoulli(weights.clamp(0, 1)), torch.normal(weights, 0.1), noise], 1
+    )
 
 
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -75,7 +77,9 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "attention": attention,
     "rand_like": lambda x: x + torch.rand_like(x) * torch.randn_like(x),
     "randint_like": lambda x: x + torch.randint_like(x, 5),
-    "new ones": lambda x: x + torch.rand(x.shape) + torch.randn(4, 1, 1, 1) + torch.randint(5, (1,)) + torch.randperm(x.shape[-1]),
+    "new ones": lambda x: (
+        x + torch.rand(x.shape) + torch.randn(4, 1, 1, 1) + torch.randint(5, (1,)) + torch.randperm(x.shape[-1])
+    ),
     "written": lambda x: x + torch.zeros_like(x).normal_() + torch.empty_like(x).uniform_(-1, 1) + (x * 1).exponential_(),
     "stochastic depth": stochastic_depth,
     "drop path": drop_path,

@@ -88,7 +88,11 @@ DIFFERENT: dict[str, tuple[str, Callable[[], nn.Module], Callable[[], nn.Module]
     "class": ("ReLU", lambda: nn.Sequential(nn.ReLU()), lambda: nn.Sequential(nn.GELU())),
     "number": ("0.p: 0.1 against 0.p: 0.2", lambda: nn.Sequential(nn.Dropout(0.1)), lambda: nn.Sequential(nn.Dropout(0.2))),
     "function": ("activation", *(lambda f=f: nn.TransformerEncoderLayer(4, 2, 4, activation=f) for f in (F.relu, F.gelu))),
-    "partial": ("tanh", lambda: Holder(functools.partial(F.gelu, approximate="tanh")), lambda: Holder(functools.partial(F.gelu))),
+    "partial": (
+        "tanh",
+        lambda: Holder(functools.partial(F.gelu, approximate="tanh")),
+        lambda: Holder(functools.partial(F.gelu)),
+    ),
     "closure": ("value", lambda: Holder(scaled(2.0)), lambda: Holder(scaled(3.0))),
     "lambda": ("value", lambda: Holder(lambda x: x + 1), lambda: Holder(lambda x: x - 1)),
     "method": ("value", lambda: Holder(Slotted(1.0).apply), lambda: Holder(Slotted(2.0).apply)),
@@ -179,6 +183,8 @@ def test_archives_with_other_constants_are_told_apart(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x) + self.shift
 
-    loaded = [load_umodel(export(Shifted(s), torch.zeros(3, 2), tmp_path / f"{i}.umodel")) for i, s in enumerate((1.0, 1.0, 2.0))]
+    loaded = [
+        load_umodel(export(Shifted(s), torch.zeros(3, 2), tmp_path / f"{i}.umodel")) for i, s in enumerate((1.0, 1.0, 2.0))
+    ]
     assert difference(loaded[0], loaded[1]) is None
     assert "constant 0" in (difference(loaded[0], loaded[2]) or "")

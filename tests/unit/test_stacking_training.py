@@ -72,7 +72,7 @@ def test_fifty_steps_of_resnet18_are_so_where_training_is_not_chaotic(cases: Cal
 
 @pytest.mark.slow
 def test_where_training_is_chaotic_a_stack_differs_less_than_a_last_bit_does(cases: Callable[[str], Case]) -> None:
-    """ResNet-18's deepest norms, over 4 samples of 2 x 2, multiply any rounding: bounded by one of the last bit in the weights."""
+    """ResNet-18's deepest norms, over 4 samples of 2 x 2, multiply any rounding: one of the last bit in all weights, too."""
     models, draw = double(cases("resnet18"), 2)
     nudged = [copy.deepcopy(model) for model in models]
     with torch.no_grad():
