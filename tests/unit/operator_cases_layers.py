@@ -322,6 +322,8 @@ CASES: dict[str, Case] = (
             real(5, 4),
             numbers(4, 5),
         ),
+        "aten pad": case(lambda x: ATEN.constant_pad_nd.default(x, [1, 0, 0, 2], 0.5), real(2, 3, 4)),
+        "aten safe softmax": case(lambda x: ATEN._safe_softmax.default(x, -1), real(2, 3, 4)),
         "aten mse": case(
             lambda x, y: (ATEN.mse_loss.default(x, y), ATEN.mse_loss.default(x, y, 2), ATEN.mse_loss.default(x, y, 0)),
             real(3, 4),

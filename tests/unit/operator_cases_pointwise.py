@@ -210,6 +210,10 @@ def _questions(x: Tensor) -> Tensor:
     assert (x.size(), x.size(0), x.size(-1)) == ((3, 4), 3, 4)
     assert x.layout == torch.strided
     assert x.element_size() == 8
+    assert x.is_contiguous()
+    assert not x.transpose(0, 1).is_contiguous() or x.transpose(0, 1).reshape(-1).shape == (12,)
+    assert x.get_device() == -1
+    assert x.nelement() == 12
     assert torch.is_tensor(x)
     assert not torch.is_complex(x)
     rows, columns = x.shape

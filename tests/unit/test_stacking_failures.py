@@ -81,6 +81,11 @@ def asking(x: Tensor) -> Tensor:
     return x * x.abs().max().item()
 
 
+def replacing(x: Tensor) -> Tensor:
+    x.data = x.data * 2
+    return x
+
+
 def selecting(x: Tensor) -> Tensor:
     return x[x > 0].view(1, -1)
 
@@ -94,6 +99,7 @@ FAILURES: dict[str, tuple[Callable[[Tensor], Tensor], type[Exception], str]] = {
     "a number": (asking, ValueDependentError, "item"),
     "a shape": (selecting, ValueDependentError, "other shapes"),
     "numpy": (lambda x: torch.from_numpy(x.detach().numpy()), ValueDependentError, "numpy, which no stack can give"),
+    "other data": (replacing, ValueDependentError, "asks for another data of a tensor"),
     "its own": (failing, OSError, "disk"),
     "a hook on a tensor": (lambda x: x.register_hook(lambda g: g) and x, ValueDependentError, "register_hook"),
     "a gradient inside": (lambda x: torch.autograd.grad(x.sum(), x)[0], ValueDependentError, "asks for grad"),
@@ -243,6 +249,27 @@ def test_a_buffer_that_is_replaced_keeps_its_new_value() -> None:
     for one, other in zip(models, many.unstack(), strict=True):
         torch.testing.assert_close(other.mean, one.mean)
         assert other.count == 2
+
+
+def test_weights_written_in_place_by_the_model_itself_are_each_members_own() -> None:
+    class Clipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.layer.weight.data.clamp_(-0.1, 0.1)
+            with torch.no_grad():
+                self.layer.bias.mul_(0.5)
+            return self.layer(x)
+
+    torch.manual_seed(0)
+    models, x = [Clipping(), Clipping()], torch.randn(3, 2)
+    many = stack(models)
+    torch.testing.assert_close(many(x), torch.stack([model(x) for model in models]))
+    for one, other in zip(models, many.unstack(), strict=True):
+        assert torch.equal(one.layer.weight, other.layer.weight)
+        assert torch.equal(one.layer.bias, other.layer.bias)
 
 
 def test_what_a_model_notes_down_of_a_run_does_not_keep_it_from_coming_back() -> None:
