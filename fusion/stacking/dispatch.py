@@ -307,7 +307,9 @@ def _joined(results: list[Any], func: Callable[..., Any]) -> Any:
         return StackedTensor.of_parts(results)
     if isinstance(first, tuple | list):
         items = [_joined([result[index] for result in results], func) for index in range(len(first))]
-        return type(first)(items) if type(first) in (tuple, list) else tuple(items)
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)  # namedtuple; torch's own; list
+    if isinstance(first, dict):
+        return {key: _joined([result[key] for result in results], func) for key in first}
     if any(other != first for other in results):
         raise ValueDependentError(f"{name_of(func)} gives {first!r} for one member and something else for another")
     return first

@@ -32,6 +32,11 @@ def _pairs(name: str):
     return lambda x: (*getattr(x, name)(1), *getattr(torch, name)(x, dim=-1), getattr(x, name)(dim=0)[0])
 
 
+def _named(x: Tensor) -> tuple[Tensor, ...]:
+    best = x.topk(2)
+    return x.max(1).values, x.min(dim=0).indices, x.sort(dim=0).values, best.values, best.indices, torch.linalg.qr(x[0]).R.abs()
+
+
 def _whole(x: Tensor) -> tuple[Tensor, ...]:
     ends = x.max(), x.min(), x.argmax(), x.argmin(), x.median(), x.prod(), x.all(), x.any(), torch.max(x), torch.argmax(x)
     return (*ends, x.sum(), x.mean(), x.std(), x.var(), x.norm(), x.amax(), x.count_nonzero(), x.logsumexp((0, 1, 2)))
@@ -120,6 +125,7 @@ CASES: dict[str, Case] = (
     | {f"matmul {name}": case(torch.matmul, *(real(*shape) for shape in shapes)) for name, shapes in SHAPES.items()}
     | {f"einsum {text}": case(_einsum(text), *(real(*shape) for shape in shapes)) for text, shapes in EINSUMS.items()}
     | {
+        "named results": case(_named, real(2, 3, 4)),
         "whole": case(_whole, real(2, 3, 4)),
         "reductions of a number": case(
             lambda x: (x.sum(), x.mean(), x.max(), x.softmax(0), x.cumsum(0), x.sort()[0], x.all(), x.sum(0), x.argmax()),

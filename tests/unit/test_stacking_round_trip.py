@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fusion.stacking.choices import Choices
 from fusion.stacking.errors import NotStackableError
@@ -177,6 +178,43 @@ def test_inputs_are_one_for_all_or_each_members_own() -> None:
     torch.testing.assert_close(many(inputs[0]), torch.stack([model(inputs[0]) for model in models]))
     with pytest.raises(ValueError, match="an input for each of 3 members, got 2"):
         many.each(inputs[:2])
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        out, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        return out.max(1).values
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_packed_sequences_of_the_same_lengths_run_member_by_member(*, is_own: bool) -> None:
+    torch.manual_seed(0)
+    models, lengths = [Packed().double() for _ in range(3)], torch.tensor([3, 6, 2, 5])
+    x = torch.randn(3, 4, 6, 3, dtype=torch.float64)
+    many = stack(models)
+    found = many(Stack.wrap(x), Stack.merge([lengths] * 3) if is_own else lengths)
+    expected = torch.stack([model(own, lengths) for model, own in zip(models, x, strict=True)])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for index, model in enumerate(models):
+        for one, other in zip(many.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(one.grad[index], other.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["lenet", "encoder", "gpt2"])
+def test_autocast_casts_in_a_stack_what_it_casts_alone(name: str) -> None:
+    case: Case = MODELS[name]()
+    models = [model.eval() for model in varied(case.model, 2, torch.float32)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = logits(call(stack(models, choices=Choices(forced=("grouped",))), case.inputs))
+        expected = torch.stack([logits(call(model, case.inputs)) for model in models])
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-2)  # a few roundings of bfloat16, 4e-3 each; same dtype
 
 
 PARAMETRIZED = ("weight norm", "spectral norm", "orthogonal")
