@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -270,6 +271,45 @@ def test_weights_written_in_place_by_the_model_itself_are_each_members_own() -> 
     for one, other in zip(models, many.unstack(), strict=True):
         assert torch.equal(one.layer.weight, other.layer.weight)
         assert torch.equal(one.layer.bias, other.layer.bias)
+
+
+class Counting(nn.Module):
+    """Its answers depend on how often it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(x) / self.calls
+
+
+def test_counts_of_a_model_go_on_when_members_are_stacked_anew_and_come_back_with_them() -> None:
+    torch.manual_seed(0)
+    models = [Counting().double() for _ in range(MEMBERS)]
+    expected = [copy.deepcopy(model) for model in models]
+    training = StackedTraining(models, [optim.SGD(model.parameters(), lr=0.1) for model in models])
+    optimizers = [optim.SGD(model.parameters(), lr=0.1) for model in expected]
+    for width in (3, 2, 1):
+        training.rewiden(width)
+        training.step(batches_of(data()), loss_of)
+        for model, optimizer, x in zip(expected, optimizers, data(), strict=True):
+            optimizer.zero_grad()
+            F.mse_loss(model(x), torch.zeros(6, 4, dtype=torch.float64)).backward()
+            optimizer.step()
+    training.settle_all()
+    for model, other in zip(models, expected, strict=True):
+        assert model.calls == other.calls == 3
+        torch.testing.assert_close(model.layer.weight, other.layer.weight, rtol=1e-12, atol=1e-12)
+
+
+def test_a_member_whose_count_is_ahead_is_not_taken_for_one_of_the_others() -> None:
+    models = [Counting().double() for _ in range(MEMBERS)]
+    training = StackedTraining(models, [optim.SGD(model.parameters(), lr=0.1) for model in models])
+    models[1](data()[0])
+    with pytest.raises(NotStackableError, match="member 1 has calls=1, not 0 as the others"):
+        training.take(1)
 
 
 def test_what_a_model_notes_down_of_a_run_does_not_keep_it_from_coming_back() -> None:
