@@ -1,7 +1,7 @@
 """A model's own ``torch.autograd.Function`` runs member by member.
 
-``Function.apply`` asks no ``__torch_function__``: it would run ``forward`` on stacked tensors where no gradients are recorded, and
-``backward`` would be lost without a word. So while a stack runs, ``apply`` looks whether it was given a stacked tensor.
+``Function.apply`` asks no ``__torch_function__``: it would run ``forward`` on stacked tensors where no gradients are recorded,
+and ``backward`` would be lost without a word. So while a stack runs, ``apply`` looks whether it was given a stacked tensor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def member_by_member() -> Iterator[None]:
 
 
 def _count(change: int) -> None:
-    global _num_running
+    global _num_running  # Function.apply is one for the process, and so is the count
     with _lock:
         _num_running += change
         Function.apply = classmethod(_apply) if _num_running else _original  # type: ignore[method-assign, assignment]

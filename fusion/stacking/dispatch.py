@@ -85,7 +85,7 @@ class StackMode(TorchFunctionMode):
                 return self.each(func, self._writable(func, args), kwargs, way=MEMBER_DRAWS)
             return self._noted(func(*args, **kwargs))
         if kwargs.get("out") is not None:
-            raise NotStackableError(f"{name_of(func)} is told where to write (out=...), which no stack can do")
+            return self._given_out(func, args, kwargs)
         args = self._writable(func, args)
         rule = self._resolved.get(func)
         if rule is None:
@@ -97,9 +97,9 @@ class StackMode(TorchFunctionMode):
         self._depth += 1
         return super().__enter__()
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         """End a run; what was kept for it goes."""
-        super().__exit__(*raised)
+        super().__exit__(exc_type, exc_val, exc_tb)
         self._depth -= 1
         if not self._depth:
             self._own.clear()
@@ -123,6 +123,14 @@ class StackMode(TorchFunctionMode):
         rows = StackedTensor.of(target.unsqueeze(0).repeat(self.num_members, *[1] * target.dim()))
         self._own[id(target)] = (target, rows)
         return rows
+
+    def _given_out(self, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Compute what is to be written into ``out``, and write it."""
+        out = kwargs["out"]
+        if type(out) is not StackedTensor:
+            raise NotStackableError(f"{name_of(func)} writes members' values into out=, which all members share")
+        result = self.__torch_function__(func, (), args, {key: value for key, value in kwargs.items() if key != "out"})
+        return self.__torch_function__(Tensor.copy_, (), (out, result))
 
     def _writable(self, func: Callable[..., Any], args: tuple) -> tuple:
         if args and type(args[0]) is not StackedTensor and isinstance(args[0], Tensor) and _writes(func):
@@ -280,11 +288,10 @@ def mark_aliases(results: Any, sources: Iterable[Any]) -> None:
 
 
 def _relay(args: tuple, kwargs: dict[str, Any]) -> None:
-    """Let members' values lie as they would alone, gaps closed: random numbers are filled in in the order of memory."""
+    """Let members' values lie as they would alone: random numbers are filled in in the order of memory."""
     for value in (*args, *kwargs.values()):
-        if type(value) is StackedTensor and not value.is_split and not value.is_aliased:
-            if value.is_relaid or value.is_in_order:
-                value.become(value.merged().contiguous())
+        if type(value) is StackedTensor:
+            value.close_up()
 
 
 def _writes(func: Callable[..., Any]) -> bool:
@@ -301,7 +308,9 @@ def _joined(results: list[Any], func: Callable[..., Any]) -> Any:
         return StackedTensor.of_parts(results)
     if isinstance(first, tuple | list):
         items = [_joined([result[index] for result in results], func) for index in range(len(first))]
-        return type(first)(items) if type(first) in (tuple, list) else tuple(items)
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)  # namedtuple; torch's own; list
+    if isinstance(first, dict):
+        return {key: _joined([result[key] for result in results], func) for key in first}
     if any(other != first for other in results):
         raise ValueDependentError(f"{name_of(func)} gives {first!r} for one member and something else for another")
     return first

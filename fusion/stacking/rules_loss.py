@@ -95,7 +95,10 @@ def _value(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[
 
 
 def _never(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    raise ValueDependentError(f"the model asks for {getattr(func, '__name__', func)}, which leaves PyTorch")
+    name = getattr(func, "__name__", str(func))
+    if name == "__set__":
+        name = f"another {func.__self__.__name__} of a tensor"  # type: ignore[attr-defined]  # a getset descriptor's
+    raise ValueDependentError(f"the model asks for {name}, which no stack can give")
 
 
 def _about(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -139,7 +142,7 @@ _ELEMENTWISE = (
     "soft_margin_loss",
 )  # fmt: skip
 _CROSS_ENTROPIES = ("cross_entropy", "cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d")
-_LEAVING = ("numpy", "__array__", "data_ptr", "storage", "untyped_storage", "register_hook", "backward")
+_LEAVING = ("numpy", "__array__", "data_ptr", "storage", "untyped_storage", "register_hook", "backward", "grad", "__set__")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise_loss),

@@ -58,8 +58,8 @@ def _norm_arguments(func: Callable[..., Any], args: tuple, kwargs: dict[str, Any
 
 
 def _side_by_side(vectors: StackedTensor | None) -> Tensor | None:
-    """Return all members' vectors as one; a view, so that running statistics are written where they are kept."""
-    return None if vectors is None else vectors.merged().view(-1)
+    """Return all members' vectors as one; a view of a buffer, so that running statistics are written where they are kept."""
+    return None if vectors is None else vectors.merged().reshape(-1)
 
 
 def _each_with_rows(

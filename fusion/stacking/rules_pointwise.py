@@ -55,6 +55,9 @@ def _computed(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: di
     stacked = [value for value in _flat(args, kwargs) if type(value) is StackedTensor]
     if _belongs_apart(stacked):
         return mode.each(func, args, kwargs, way=APART)
+    if name_of(func) in MAY_BE_VIEWS:
+        for value in stacked:
+            value.close_up()
     ndim = max(value.dim() for value in _flat(args, kwargs))
     args = tuple(aligned(value, ndim) if isinstance(value, Tensor) else value for value in args)
     if kwargs:
@@ -91,7 +94,7 @@ def _in_place(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: di
     """A write in place: the tensor stands for the new values from now on, and where others see its memory, that is written."""
     target = args[0]
     outer = _outer(func)
-    if not target.is_aliased and outer is not None:
+    if not must_be_written(target) and outer is not None:
         return overwrite(target, _computed(mode, outer, args, kwargs))
     if target.is_split:
         return mode.each(func, args, kwargs, way=APART)
@@ -100,9 +103,14 @@ def _in_place(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: di
     return target.become(target.merged(), is_relaid=target.is_relaid)
 
 
+def must_be_written(target: StackedTensor) -> bool:
+    """Whether other values will not do: others see the memory, or the history of gradients is to stay as it is."""
+    return target.is_aliased or (target.requires_grad and not torch.is_grad_enabled())
+
+
 def overwrite(target: Any, result: StackedTensor) -> Any:
     """Let ``target`` stand for ``result``."""
-    if target.is_aliased or target.dtype != result.dtype or target.shape != result.shape:
+    if must_be_written(target) or target.dtype != result.dtype or target.shape != result.shape:
         _true_copy(target, result)
         return target
     return (
@@ -173,11 +181,8 @@ def _contiguous(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: 
     x = args[0]
     if x.is_split or len(args) > 1 or kwargs:
         return mode.each(func, args, kwargs, way=APART)
-    if x.any_part().is_contiguous():
-        return x
-    if not x.is_aliased and (x.is_relaid or x.is_in_order):
-        return x.become(x.merged().contiguous())
-    return StackedTensor.of(x.merged().contiguous())
+    x.close_up()
+    return x if x.any_part().is_contiguous() else StackedTensor.of(x.merged().contiguous())
 
 
 def _converted(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:

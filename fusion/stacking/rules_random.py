@@ -72,8 +72,8 @@ def _dropped(
         drawn = masks(mode, x.parts()[0], p, shape_of(x)).unbind(0)
         result = StackedTensor.of_parts([part * mask for part, mask in zip(x.parts(), drawn, strict=True)])
     else:
-        if x.is_relaid:
-            x.become(x.merged().contiguous())
+        if x.is_relaid:  # gaps alone do not matter: a mask has none
+            x.close_up()
         result = StackedTensor.of(x.merged() * masks(mode, x.merged()[0], p, shape_of(x)))
     return overwrite(x, result) if is_in_place else result
 

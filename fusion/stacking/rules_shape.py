@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fusion.stacking.arguments import argument, shifted, spread
 from fusion.stacking.dispatch import APART, NO_RULE, Rule, StackMode, name_of
-from fusion.stacking.rules_pointwise import aligned
-from fusion.stacking.stacked_tensor import StackedTensor, share_memory
+from fusion.stacking.rules_pointwise import aligned, must_be_written
+from fusion.stacking.stacked_tensor import StackedTensor
 
 
 def _view(mode: StackMode, source: StackedTensor, result: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Any:
@@ -36,8 +36,7 @@ def _apart_or(rule: Callable[[StackMode, StackedTensor, tuple, dict[str, Any]], 
             return mode.each(func, args, kwargs)
         if source.is_split:
             return mode.each(func, args, kwargs, way=APART)
-        if source.is_relaid:  # a view would carry the order on, and nobody could tell any more what it would be alone
-            source.become(source.merged().contiguous())
+        source.close_up()
         return rule(mode, source, args, kwargs)
 
     return checked
@@ -47,27 +46,18 @@ def _reshape(mode: StackMode, x: StackedTensor, args: tuple, kwargs: dict[str, A
     if len(args) > 1 and isinstance(args[1], torch.dtype):
         return _view(mode, x, x.merged().view(args[1]))
     sizes = spread(args, kwargs, 1, "size", "shape")
-    return _reshaped(mode, x, lambda merged: merged.reshape(mode.num_members, *sizes))
-
-
-def _reshaped(mode: StackMode, x: StackedTensor, function: Callable[[Tensor], Tensor]) -> Any:
-    """Return a view wherever a member's tensor alone would give one."""
-    result = function(x.merged())
-    if not x.is_aliased and x.is_in_order and not share_memory(result, x.merged()):
-        x.become(x.merged().contiguous())
-        result = function(x.merged())
-    return _view(mode, x, result)
+    return _view(mode, x, x.merged().reshape(mode.num_members, *sizes))
 
 
 def _like(mode: StackMode, x: StackedTensor, args: tuple, kwargs: dict[str, Any]) -> Any:
-    return _reshaped(mode, x, lambda merged: merged.reshape(mode.num_members, *args[1].shape))
+    return _view(mode, x, x.merged().reshape(mode.num_members, *args[1].shape))
 
 
 def _flatten(mode: StackMode, x: StackedTensor, args: tuple, kwargs: dict[str, Any]) -> Any:
     start, end = argument(args, kwargs, 1, "start_dim", default=0), argument(args, kwargs, 2, "end_dim", default=-1)
     if x.dim() == 0:
         return _view(mode, x, x.merged().unsqueeze(1))
-    return _reshaped(mode, x, lambda merged: merged.flatten(shifted(start), shifted(end)))
+    return _view(mode, x, x.merged().flatten(shifted(start), shifted(end)))
 
 
 def _unflatten(mode: StackMode, x: StackedTensor, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -188,8 +178,7 @@ def _get(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[st
         return mode.each(func, args, kwargs, way=APART)
     if not _is_plain_index(index):
         return mode.each(func, args, kwargs)
-    if x.is_relaid:
-        x.become(x.merged().contiguous())
+    x.close_up()
     result = x.merged()[(slice(None), *index)]
     if any(isinstance(part, Tensor | list) for part in index):
         return StackedTensor.of(result)
@@ -205,7 +194,7 @@ def _looked_up(mode: StackMode, func: Callable[..., Any], args: tuple, index: tu
 
 def _set(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
     x, index, value = args[0], _tuple(args[1]), args[2]
-    if x.is_split and not x.is_aliased:
+    if x.is_split and not must_be_written(x):
         x.become(x.merged())
     if x.is_split or not _is_plain_index(index):
         mode.each(func, args, kwargs)

@@ -68,6 +68,7 @@ class Stack(nn.Module):
         self.training = models[0].training
         self._persistent = _persistent_names(models[0])
         tensors = [_named_tensors(model) for model in models]
+        self._strides = {name: _own_strides(value) for name, value in tensors[0].items()}
         for name in dict.fromkeys(home.source for home in self.template.value.homes):
             self._keep(name, torch.stack([each[name].detach() for each in tensors]), tensors[0][name])
         device = next((value.device for value in (*self.parameters(), *self.buffers())), torch.device("cpu"))
@@ -113,6 +114,7 @@ class Stack(nn.Module):
         try:
             with self.mode if subset is None else subset.mode, member_by_member():
                 yield template.module
+            _take_back(template.replaced(), values)
         finally:
             template.clear()
             if self._subsets:
@@ -229,9 +231,10 @@ class Stack(nn.Module):
         flags = {each.name: each.tensor.requires_grad for each in self.stacked}
         tensors: dict[str, Tensor] = {}
         for name, value in self.tensors().items():
-            row = value.detach()[index].clone()
+            row = torch.empty_strided(value.shape[1:], self._strides[name], dtype=value.dtype, device=value.device)
+            row.copy_(value.detach()[index])
             tensors[name] = nn.Parameter(row, requires_grad=flags[name]) if name in flags else row
-        return self.template.value.filled(tensors)
+        return self.template.value.filled(tensors, index)
 
     def member_tensors(self, index: int) -> dict[str, Tensor]:
         """Return a member's parameters and buffers by name, as views, without gradients."""
@@ -296,6 +299,13 @@ def plain(output: Any, mode: StackMode) -> Any:
     return tree_map(one, output, Tensor)
 
 
+def _take_back(replaced: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Keep the values of buffers that the module has replaced by other tensors."""
+    with torch.no_grad():
+        for name, value in replaced.items():
+            own[name].copy_(value.merged() if type(value) is StackedTensor else value)
+
+
 def _flat(name: str) -> str:
     return name.replace(".", "/")
 
@@ -310,6 +320,11 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
+def _own_strides(value: Tensor) -> tuple[int, ...]:
+    """Return the strides of a copy of its own: those of ``value``, if it fills its memory."""
+    return torch.empty_like(value, device="meta").stride()
+
+
 def _persistent_names(model: nn.Module) -> frozenset[str]:
     return frozenset(model.state_dict(keep_vars=True))
 
@@ -321,6 +336,9 @@ def _check(models: Sequence[nn.Module]) -> None:
         raise NotStackableError("a lazy module has no weights yet; call it once before")
     if isinstance(models[0], torch.jit.ScriptModule):
         raise NotStackableError("a TorchScript module cannot be looked into; stack the module that it was scripted from")
+    for name, value in models[0].named_parameters():
+        if value.dim() > 3 and not value.is_contiguous():
+            raise NotStackableError(f"{name} lies channels-last in memory, and so would dropout draw for each member alone")
     if held := held_twice(models[0]):
         raise NotStackableError(f"{held}, where all members would find the weights of one")
     for index, model in enumerate(models[1:], start=1):

@@ -10,6 +10,7 @@ neighbours which like the same layout pass it on without a copy.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -60,21 +61,17 @@ class StackedTensor(torch.Tensor):
         assert self._parts is not None, "one of both is always there"
         if self.is_aliased:
             return self._copied(self._parts)
-        merged = torch.stack(self._parts)
-        if _has_history(merged, self._parts[0]):
-            self._merged = merged
-        return merged
+        with _history_kept():
+            self._merged = torch.stack(self._parts)
+        return self._merged
 
     def parts(self) -> list[Tensor]:
         """Return one tensor per member."""
-        if self._parts is not None:
-            return self._parts
-        assert self._merged is not None, "one of both is always there"
-        # unbind, not indexing: its gradient is one stack, not a sum of mostly empty tensors
-        parts = list(self._merged.unbind(0))
-        if _has_history(parts[0], self._merged):
-            self._parts = parts
-        return parts
+        if self._parts is None:
+            assert self._merged is not None, "one of both is always there"
+            with _history_kept():  # unbind, not indexing: its gradient is one stack, not a sum of mostly empty tensors
+                self._parts = list(self._merged.unbind(0))
+        return self._parts
 
     def _copied(self, parts: list[Tensor]) -> Tensor:
         """Return values that lie apart in memory which others see, too, in one tensor; they go on lying apart."""
@@ -82,11 +79,20 @@ class StackedTensor(torch.Tensor):
             return torch.stack(parts)
         versions = tuple(part._version for part in parts)
         if self._copy is None or self._copy[0] != versions:
-            merged = torch.stack(parts)
-            if not _has_history(merged, parts[0]):
-                return merged
-            self._copy = versions, merged
+            with _history_kept():
+                self._copy = versions, torch.stack(parts)
         return self._copy[1]
+
+    def close_up(self) -> None:
+        """Let each member's values lie together, as they would alone; before anybody else sees the memory.
+
+        Afterwards nobody could tell what is a view and what is a copy, or in which order random numbers were filled in.
+        """
+        if self._merged is None or self.is_aliased or not (self.is_relaid or self.is_in_order):
+            return
+        if not self.any_part().is_contiguous():
+            with _history_kept():
+                self.become(self._merged.contiguous())
 
     @property
     def is_split(self) -> bool:
@@ -172,9 +178,9 @@ class StackedTensor(torch.Tensor):
         raise NotImplementedError(f"{func} was called on a stacked tensor behind the back of its rules")
 
 
-def _has_history(made: Tensor, source: Tensor) -> bool:
-    """Whether the other form of some values may be kept: made where gradients are not recorded it would lose them for good."""
-    return made.requires_grad or not source.requires_grad
+def _history_kept() -> torch.enable_grad | contextlib.nullcontext[None]:
+    """Return what makes the same values in another form have their gradients: also where none are recorded right now."""
+    return contextlib.nullcontext() if torch.is_grad_enabled() or torch.is_inference_mode_enabled() else torch.enable_grad()
 
 
 def share_memory(one: Tensor, other: Tensor) -> bool:

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion.stacking.stacked_tensor import StackedTensor
+
+_HOLDERS = (StackedTensor, list, tuple, dict)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Home:
@@ -24,6 +28,10 @@ class Home:
     name: str
     source: str
     is_parameter: bool
+
+    def value(self) -> Tensor | None:
+        """Return what is there."""
+        return (self.module._parameters if self.is_parameter else self.module._buffers).get(self.key)
 
     def put(self, value: Tensor | None) -> None:
         """Put a tensor there, or leave the place empty."""
@@ -47,29 +55,46 @@ class Template:
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Let the module compute with these tensors, by name."""
+        self._put = {home.name: tensors[home.source] for home in self.homes}
         for home in self.homes:
             home.put(tensors[home.source])
         for module in self._recurrent:
             names: list[str] = module._flat_weights_names  # type: ignore[assignment]
             module.__dict__["_flat_weights"] = [getattr(module, name, None) for name in names]
 
+    def replaced(self) -> dict[str, Tensor]:
+        """Return buffers in whose places the module has put other tensors, by name."""
+        found = {home.name: home.value() for home in self.homes if not home.is_parameter}
+        return {name: value for name, value in found.items() if value is not None and value is not self._put.get(name)}
+
     def clear(self) -> None:
         """Leave all places empty, so that nothing of a run is kept."""
+        self._put: dict[str, Tensor] = {}
         for home in self.homes:
             home.put(None)
         for module in self._recurrent:
             module.__dict__["_flat_weights"] = []
 
-    def filled(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """Return a module of its own with these tensors; they are not copied."""
-        made = _copied(self.module, {})
+    def filled(self, tensors: Mapping[str, Tensor], index: int) -> nn.Module:
+        """Return member ``index``'s module with these tensors, which are not copied; what a run left is the member's part."""
+        memo = {id(value): value.parts()[index].detach().clone() for value in self._left()}
+        made = _copied(self.module, memo)
         copies = Template.__new__(Template)
         copies.module = made
         homes = zip(self.homes, _homes_like(self.module, made, self.homes), strict=True)
         copies.homes = tuple(home for _, home in homes)
         copies._recurrent = [module for module in made.modules() if isinstance(module, nn.RNNBase)]
         copies.put(tensors)
+        for module in copies._recurrent:
+            module._init_flat_weights()  # type: ignore[operator]
         return made
+
+    def _left(self) -> list[StackedTensor]:
+        """Return stacked tensors that a run has left in plain attributes."""
+        values = torch.utils._pytree.tree_leaves(
+            [value for module in self.module.modules() for value in vars(module).values() if isinstance(value, _HOLDERS)]
+        )
+        return [value for value in values if type(value) is StackedTensor]
 
 
 def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -19,6 +19,7 @@ from fusion.stacking.choices import Choices
 from fusion.stacking.errors import NotStackableError
 from fusion.stacking.group import Batches, Group, Loss
 from fusion.stacking.member_random import MemberRandom
+from fusion.stacking.plain_attributes import changed_attribute, copy_attributes
 from fusion.stacking.stack import stack
 from fusion.stacking.vector_optimizer import refusal
 
@@ -140,6 +141,7 @@ class StackedTraining:
         """Bring a member's own model and optimizer up to date."""
         group, row = self._place(position)
         copy_tensors(group.stack.member_tensors(row), tensors_of(self.models[position]))
+        copy_attributes(group.stack.template.value.module, self.models[position])
         group.optimizer.write_back(row)
 
     def settle_all(self) -> None:
@@ -148,8 +150,16 @@ class StackedTraining:
             self.settle(position)
 
     def take(self, position: int) -> None:
-        """Go on from a member's own model and optimizer: it has stepped alone meanwhile."""
+        """Go on from a member's own model and optimizer: it has stepped alone meanwhile.
+
+        Raises:
+            NotStackableError: If it counts its steps, or the like, and so is ahead of the others now.
+        """
         group, row = self._place(position)
+        ahead = changed_attribute(self.models[position], group.stack.template.value.module)
+        if ahead is not None and len(group.positions) > 1:
+            raise NotStackableError(f"member {position} has {ahead} as the others of its stack have")
+        copy_attributes(self.models[position], group.stack.template.value.module)
         copy_tensors(tensors_of(self.models[position]), group.stack.member_tensors(row))
         group.optimizer.read_in(row)
 

@@ -178,7 +178,7 @@ def _cross_entropies(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, ...]
 
 
 def _other_losses(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    sign = y.detach().sign()
+    sign, share = y.detach().sign(), y.detach().exp()[0]
     one = (
         F.kl_div(x.log_softmax(-1), y.softmax(-1), reduction="batchmean"),
         F.kl_div(x.log_softmax(-1), y.log_softmax(-1), log_target=True, reduction="sum"),
@@ -196,7 +196,7 @@ def _other_losses(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     )
     four = (
         F.multilabel_soft_margin_loss(x, (y > 0).double()),
-        F.binary_cross_entropy_with_logits(x, (y > 0).double(), pos_weight=y[0].exp()),
+        F.binary_cross_entropy_with_logits(x, (y > 0).double(), pos_weight=share),
     )
     five = F.binary_cross_entropy_with_logits(x, (y > 0).double(), weight=torch.arange(1.0, 5.0, dtype=torch.float64))
     return (
@@ -213,14 +213,38 @@ def _other_losses(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
 
 CASES: dict[str, Case] = (
     {f"conv{n}d {name}": _conv(n, kind) for n in (1, 2, 3) for name, kind in SETTINGS.items()}
-    | {f"conv_transpose{n}d {name}": _conv(n, kind, is_transposed=True) for n in (1, 2, 3) for name, kind in (("plain", {}), ("strided", {"stride": 2, "padding": 1, "output_padding": 1}))}
+    | {
+        f"conv_transpose{n}d {name}": _conv(n, kind, is_transposed=True)
+        for n in (1, 2, 3)
+        for name, kind in (("plain", {}), ("strided", {"stride": 2, "padding": 1, "output_padding": 1}))
+    }
     | {"conv_transpose2d grouped": _conv(2, {"groups": 2, "dilation": 2}, is_transposed=True)}
     | {f"pool{n}d": _pools(n) for n in (1, 2, 3)}
-    | {f"batch_norm {text}": case(_batch_norm(**kind), real(4, 3, 2), real(3), positive(3), real(3), real(3), owned=(0, 1, 2, 3, 4))
-       for text, kind in {"train": {"training": True}, "eval": {}, "slow": {"training": True, "momentum": 0.5, "eps": 1e-2}}.items()}
-    | {f"scaled dot product {text}": case(_attention(**kind), *HEADS) for text, kind in
-       {"plain": {}, "causal": {"is_causal": True}, "scaled": {"scale": 0.3}, "dropout": {"dropout_p": 0.3}, "causal dropout": {"is_causal": True, "dropout_p": 0.3}}.items()}
-    | {f"masked attention {shape}": case(_masked_attention, *HEADS, make(*shape)) for shape in ((4, 5), (2, 1, 4, 5), (2, 3, 4, 5), (1, 1, 1, 5), (1, 4, 5)) for make in (_seen,)}
+    | {
+        f"batch_norm {text}": case(
+            _batch_norm(**kind), real(4, 3, 2), real(3), positive(3), real(3), real(3), owned=(0, 1, 2, 3, 4)
+        )
+        for text, kind in {
+            "train": {"training": True},
+            "eval": {},
+            "slow": {"training": True, "momentum": 0.5, "eps": 1e-2},
+        }.items()
+    }
+    | {
+        f"scaled dot product {text}": case(_attention(**kind), *HEADS)
+        for text, kind in {
+            "plain": {},
+            "causal": {"is_causal": True},
+            "scaled": {"scale": 0.3},
+            "dropout": {"dropout_p": 0.3},
+            "causal dropout": {"is_causal": True, "dropout_p": 0.3},
+        }.items()
+    }
+    | {
+        f"masked attention {shape}": case(_masked_attention, *HEADS, make(*shape))
+        for shape in ((4, 5), (2, 1, 4, 5), (2, 3, 4, 5), (1, 1, 1, 5), (1, 4, 5))
+        for make in (_seen,)
+    }
     | {f"recurrent {kind}": _recurrent(kind) for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
     | {
         "interpolate 1d": _resized(1, ("nearest", "linear", "nearest-exact", "area")),
@@ -228,22 +252,43 @@ CASES: dict[str, Case] = (
         "interpolate 3d": _resized(3, ("nearest", "trilinear")),
         "antialiased": case(lambda x: F.interpolate(x, size=(2, 2), mode="bilinear", antialias=True), real(2, 3, 4, 4)),
         "conv2d of a sample": case(lambda x, w: F.conv2d(x, w), real(4, 5, 5), real(3, 4, 3, 3), ways=CONVOLUTIONS),
-        "conv2d chain": case(lambda x, w: F.conv2d(F.relu(F.conv2d(x, w, padding=1)), w, padding=1).flatten(1), real(2, 4, 5, 5), real(4, 4, 3, 3), ways=CONVOLUTIONS),
-        "aten conv": case(lambda x, w, b: ATEN.convolution.default(x, w, b, [1, 1], [0, 0], [1, 1], False, [0, 0], 1), real(2, 4, 5, 5), real(3, 4, 3, 3), real(3), ways=CONVOLUTIONS),
+        "conv2d chain": case(
+            lambda x, w: F.conv2d(F.relu(F.conv2d(x, w, padding=1)), w, padding=1).flatten(1),
+            real(2, 4, 5, 5),
+            real(4, 4, 3, 3),
+            ways=CONVOLUTIONS,
+        ),
+        "aten conv": case(
+            lambda x, w, b: ATEN.convolution.default(x, w, b, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
+            real(2, 4, 5, 5),
+            real(3, 4, 3, 3),
+            real(3),
+            ways=CONVOLUTIONS,
+        ),
         "lp_pool": case(lambda x: (F.lp_pool2d(x, 2, 2), F.lp_pool1d(x[0], 2, 2)), positive(2, 3, 4, 4)),
         "pads": case(_pads, real(2, 3, 4, 4)),
-        "pixel_shuffle": case(lambda x: (F.pixel_shuffle(x, 2), F.pixel_unshuffle(x, 2), F.channel_shuffle(x, 2)), real(2, 4, 4, 4)),
+        "pixel_shuffle": case(
+            lambda x: (F.pixel_shuffle(x, 2), F.pixel_unshuffle(x, 2), F.channel_shuffle(x, 2)), real(2, 4, 4, 4)
+        ),
         "unfold": case(lambda x: (F.unfold(x, 2), F.fold(F.unfold(x, 2, stride=2), (4, 4), 2, stride=2)), real(2, 3, 4, 4)),
-        "grid_sample": case(lambda x, t: F.grid_sample(x, F.affine_grid(t, [2, 3, 4, 4], align_corners=False), align_corners=False), real(2, 3, 4, 4), real(2, 2, 3)),
+        "grid_sample": case(
+            lambda x, t: F.grid_sample(x, F.affine_grid(t, [2, 3, 4, 4], align_corners=False), align_corners=False),
+            real(2, 3, 4, 4),
+            real(2, 2, 3),
+        ),
         "norms": case(_norms, real(2, 3, 4), real(4), real(4)),
         "group norms": case(_group_norms, real(2, 4, 3, 3), real(4), real(4)),
         "group norm of features": case(lambda x, w, b: F.group_norm(x, 2, w, b), real(3, 4), real(4), real(4)),
         "instance norms": case(_instance_norms, real(2, 4, 3, 3), real(4), real(4)),
         "embeddings": case(_embeddings, numbers(6, 2, 4), real(6, 3)),
         "embedding of one": case(F.embedding, numbers(6), real(6, 3)),
-        "embedding bag": case(lambda i, t: (F.embedding_bag(i, t), F.embedding_bag(i, t, mode="sum")), numbers(6, 2, 4), real(6, 3)),
+        "embedding bag": case(
+            lambda i, t: (F.embedding_bag(i, t), F.embedding_bag(i, t, mode="sum")), numbers(6, 2, 4), real(6, 3)
+        ),
         "tied embedding": case(lambda i, t: F.linear(F.embedding(i, t, padding_idx=0), t), numbers(6, 2, 4), real(6, 3)),
-        "aten embedding": case(lambda t, i: (ATEN.embedding.default(t, i), ATEN.embedding.default(t, i, 2)), real(6, 3), numbers(6, 2, 4)),
+        "aten embedding": case(
+            lambda t, i: (ATEN.embedding.default(t, i), ATEN.embedding.default(t, i, 2)), real(6, 3), numbers(6, 2, 4)
+        ),
         "attention with weights as mask": case(_masked_attention, *HEADS, real(4, 5)),
         "attention of 3 dims": case(_attention(), real(2, 4, 8), real(2, 5, 8), real(2, 5, 6)),
         "attention of 2 dims": case(_attention(), real(4, 8), real(5, 8), real(5, 6)),
@@ -261,11 +306,29 @@ CASES: dict[str, Case] = (
         "betas": case(lambda x, y: (F.smooth_l1_loss(x, y, beta=0.3), F.huber_loss(x, y, delta=0.2)), real(3, 4), real(3, 4)),
         "cross entropies": case(_cross_entropies, real(5, 4), numbers(4, 5), positive(4)),
         "cross entropies of places": case(_cross_entropies, real(2, 4, 3), numbers(4, 2, 3), positive(4)),
-        "cross entropy of shares": case(lambda x, y: (F.cross_entropy(x, y.softmax(1)), F.cross_entropy(x, y.softmax(1), label_smoothing=0.1)), real(5, 4), real(5, 4)),
+        "cross entropy of shares": case(
+            lambda x, y: (F.cross_entropy(x, y.softmax(1)), F.cross_entropy(x, y.softmax(1), label_smoothing=0.1)),
+            real(5, 4),
+            real(5, 4),
+        ),
         "cross entropy of one": case(F.cross_entropy, real(4), numbers(4)),
-        "other losses": case(_other_losses, real(3, 4), real(3, 4)),
-        "aten losses": case(lambda x, y: (ATEN.cross_entropy_loss.default(x, y), ATEN.cross_entropy_loss.default(x, y, None, 2), ATEN.cross_entropy_loss.default(x, y, None, 1, 1, 0.1)), real(5, 4), numbers(4, 5)),
-        "aten mse": case(lambda x, y: (ATEN.mse_loss.default(x, y), ATEN.mse_loss.default(x, y, 2), ATEN.mse_loss.default(x, y, 0)), real(3, 4), real(3, 4)),
+        "other losses": case(_other_losses, real(3, 4), real(3, 4), is_traced=False),
+        "aten losses": case(
+            lambda x, y: (
+                ATEN.cross_entropy_loss.default(x, y),
+                ATEN.cross_entropy_loss.default(x, y, None, 2),
+                ATEN.cross_entropy_loss.default(x, y, None, 1, 1, 0.1),
+            ),
+            real(5, 4),
+            numbers(4, 5),
+        ),
+        "aten pad": case(lambda x: ATEN.constant_pad_nd.default(x, [1, 0, 0, 2], 0.5), real(2, 3, 4)),
+        "aten safe softmax": case(lambda x: ATEN._safe_softmax.default(x, -1), real(2, 3, 4)),
+        "aten mse": case(
+            lambda x, y: (ATEN.mse_loss.default(x, y), ATEN.mse_loss.default(x, y, 2), ATEN.mse_loss.default(x, y, 0)),
+            real(3, 4),
+            real(3, 4),
+        ),
         "weights of truths": case(lambda x, m: (x * m).sum() / m.sum(), real(3, 4), truths(3, 4)),
     }
-)  # fmt: skip
+)

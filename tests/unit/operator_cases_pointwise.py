@@ -120,6 +120,16 @@ def _no_grad_write(x: Tensor, y: Tensor) -> Tensor:
     return x * state
 
 
+def _written_behind_gradients(x: Tensor, y: Tensor) -> Tensor:
+    """What is written where no gradients are recorded changes the values and not the history."""
+    out, other = x * 2, y * 3
+    with torch.no_grad():
+        out.clamp_(min=0.1)
+        F.relu(other, inplace=True)
+        other[0] = 2.0
+    return out * other
+
+
 def _detached_write(x: Tensor) -> tuple[Tensor, Tensor]:
     base = x * 1
     base.detach().mul_(2)
@@ -200,6 +210,10 @@ def _questions(x: Tensor) -> Tensor:
     assert (x.size(), x.size(0), x.size(-1)) == ((3, 4), 3, 4)
     assert x.layout == torch.strided
     assert x.element_size() == 8
+    assert x.is_contiguous()
+    assert not x.transpose(0, 1).is_contiguous() or x.transpose(0, 1).reshape(-1).shape == (12,)
+    assert x.get_device() == -1
+    assert x.nelement() == 12
     assert torch.is_tensor(x)
     assert not torch.is_complex(x)
     rows, columns = x.shape
@@ -228,6 +242,7 @@ CASES: dict[str, Case] = (
         "augmented": case(_augmented, real(3, 4), positive(4), owned=(0,)),
         "residual": case(_residual, real(2, 3, 4), real(4), owned=(0,)),
         "writes without gradient": case(_no_grad_write, real(3, 4), real(3, 4), owned=(0,)),
+        "writes behind gradients": case(_written_behind_gradients, real(3, 4), real(3, 4), owned=(0, 1), is_traced=False),
         "write through detach": case(_detached_write, real(3, 4), is_traced=False),
         "filled": case(_filled, real(3, 4)),
         "written new": case(_written_new, real(3, 4)),
@@ -267,6 +282,6 @@ CASES: dict[str, Case] = (
         "memory format": case(lambda x: x.to(memory_format=torch.channels_last).contiguous() + 1, real(2, 3, 4, 4)),
         "view written twice": case(_two_views, real(3, 4), real(4), owned=(0,)),
         "contiguous": case(lambda x: x.transpose(0, 1).contiguous().view(12), real(3, 4)),
-        "exact equality": case(lambda x: (x == x, x.eq(x), x.ne(x)), real(3, 4)),
+        "exact equality": case(lambda x: (x == x * 1, x.eq(x), x.ne(x)), real(3, 4)),
     }
-)  # fmt: skip
+)

@@ -32,6 +32,11 @@ def _pairs(name: str):
     return lambda x: (*getattr(x, name)(1), *getattr(torch, name)(x, dim=-1), getattr(x, name)(dim=0)[0])
 
 
+def _named(x: Tensor) -> tuple[Tensor, ...]:
+    best = x.topk(2)
+    return x.max(1).values, x.min(dim=0).indices, x.sort(dim=0).values, best.values, best.indices, torch.linalg.qr(x[0]).R.abs()
+
+
 def _whole(x: Tensor) -> tuple[Tensor, ...]:
     ends = x.max(), x.min(), x.argmax(), x.argmin(), x.median(), x.prod(), x.all(), x.any(), torch.max(x), torch.argmax(x)
     return (*ends, x.sum(), x.mean(), x.std(), x.var(), x.norm(), x.amax(), x.count_nonzero(), x.logsumexp((0, 1, 2)))
@@ -95,6 +100,10 @@ def _addmms(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     return torch.addmm(a, b, c), torch.addmm(a, b, c, beta=0.5, alpha=2.0), a.addmm(b, c), torch.addmv(a[:, 0], b, c[:, 0])
 
 
+def _einsum(text: str):
+    return lambda *operands: torch.einsum(text, *operands)
+
+
 SHAPES = {
     "1-1": ((4,), (4,)), "2-1": ((3, 4), (4,)), "1-2": ((4,), (4, 3)), "2-2": ((2, 4), (4, 3)), "3-1": ((2, 3, 4), (4,)),
     "1-3": ((4,), (2, 4, 3)), "3-2": ((2, 3, 4), (4, 5)), "2-3": ((3, 4), (2, 4, 5)), "3-3": ((2, 3, 4), (2, 4, 5)),
@@ -103,7 +112,8 @@ SHAPES = {
 }  # fmt: skip
 EINSUMS = {
     "ij,jk->ik": ((2, 3), (3, 4)), "bij,bjk->bik": ((2, 3, 4), (2, 4, 5)), "ij,jk": ((2, 3), (3, 4)), "i,i->": ((3,), (3,)),
-    "...ij,jk->...ik": ((2, 3, 4), (4, 5)), "bhid,bhjd->bhij": ((2, 2, 3, 4), (2, 2, 5, 4)), "ii": ((3, 3),), "ij->ji": ((2, 3),),
+    "...ij,jk->...ik": ((2, 3, 4), (4, 5)), "bhid,bhjd->bhij": ((2, 2, 3, 4), (2, 2, 5, 4)), "ii": ((3, 3),),
+    "ij->ji": ((2, 3),),
     "bi, ij, bj -> b": ((2, 3), (3, 4), (2, 4)), "i,j->ij": ((2,), (3,)), "...i,...i->...": ((2, 3), (2, 3)),
     "nchw,kc->nkhw": ((2, 3, 2, 2), (4, 3)),
 }  # fmt: skip
@@ -113,16 +123,22 @@ CASES: dict[str, Case] = (
     | {name: case(_one(name), real(2, 3, 4)) for name in ONE}
     | {name: case(_pairs(name), real(2, 3, 4)) for name in PAIRS}
     | {f"matmul {name}": case(torch.matmul, *(real(*shape) for shape in shapes)) for name, shapes in SHAPES.items()}
-    | {f"einsum {text}": case(lambda *x, text=text: torch.einsum(text, *x), *(real(*s) for s in shapes)) for text, shapes in EINSUMS.items()}
+    | {f"einsum {text}": case(_einsum(text), *(real(*shape) for shape in shapes)) for text, shapes in EINSUMS.items()}
     | {
+        "named results": case(_named, real(2, 3, 4)),
         "whole": case(_whole, real(2, 3, 4)),
-        "scalars": case(lambda x: (x.sum(), x.mean(), x.max(), x.softmax(0), x.cumsum(0), x.sort()[0], x.all(), x.sum(0), x.argmax()), real()),
-        "norms": case(_norms, real(2, 3, 4)),
+        "reductions of a number": case(
+            lambda x: (x.sum(), x.mean(), x.max(), x.softmax(0), x.cumsum(0), x.sort()[0], x.all(), x.sum(0), x.argmax()),
+            real(),
+        ),
+        "vector norms": case(_norms, real(2, 3, 4)),
         "orders": case(_orders, real(3, 4)),
         "spreads": case(_spreads, real(2, 3, 4)),
         "soft": case(_soft, real(2, 4, 2, 2)),
         "truth": case(_truth, truths(3, 4)),
-        "sum of numbers": case(lambda x: (x.sum(), x.sum(0), x.float().mean(1), x.max(1)[1], x.sum(0, dtype=torch.float32)), numbers(9, 3, 4)),
+        "sum of numbers": case(
+            lambda x: (x.sum(), x.sum(0), x.float().mean(1), x.max(1)[1], x.sum(0, dtype=torch.float32)), numbers(9, 3, 4)
+        ),
         "max of two": case(lambda x, y: (torch.max(x, y), torch.min(x, y), x.max(y)), real(3, 4), real(4)),
         "addmm": case(_addmms, real(2, 3), real(2, 4), real(4, 3)),
         "addmm vector": case(torch.addmm, real(3), real(2, 4), real(4, 3)),
@@ -142,13 +158,21 @@ CASES: dict[str, Case] = (
         "linear 4": case(F.linear, real(2, 2, 5, 4), real(3, 4)),
         "linear of a permutation": case(lambda x, w: F.linear(x.transpose(1, 2), w), real(2, 4, 5), real(3, 4)),
         "aten linear": case(ATEN.linear.default, real(2, 4), real(3, 4), real(3)),
-        "aten sum": case(lambda x: (ATEN.sum.default(x), ATEN.sum.dim_IntList(x, [1], True), ATEN.mean.dim(x, [-1]), ATEN.mean.default(x)), real(3, 4)),
-        "aten softmax": case(lambda x: (ATEN._softmax.default(x, -1, False), ATEN.softmax.int(x, 1), ATEN._log_softmax.default(x, 0, False)), real(3, 4)),
-        "aten max": case(lambda x: (ATEN.max.default(x), *ATEN.max.dim(x, 1), ATEN.amax.default(x, [-1]), ATEN.argmax.default(x)), real(3, 4)),
+        "aten sum": case(
+            lambda x: (ATEN.sum.default(x), ATEN.sum.dim_IntList(x, [1], True), ATEN.mean.dim(x, [-1]), ATEN.mean.default(x)),
+            real(3, 4),
+        ),
+        "aten softmax": case(
+            lambda x: (ATEN._softmax.default(x, -1, False), ATEN.softmax.int(x, 1), ATEN._log_softmax.default(x, 0, False)),
+            real(3, 4),
+        ),
+        "aten max": case(
+            lambda x: (ATEN.max.default(x), *ATEN.max.dim(x, 1), ATEN.amax.default(x, [-1]), ATEN.argmax.default(x)), real(3, 4)
+        ),
         "aten addmm": case(ATEN.addmm.default, real(3), real(2, 4), real(4, 3)),
         "inverse": case(lambda x: torch.linalg.inv(x @ x.mT + 4 * torch.eye(3, dtype=torch.float64)), real(3, 3)),
         "multi_dot": case(lambda a, b, c: torch.linalg.multi_dot((a, b, c)), real(2, 3), real(3, 4), real(4, 2)),
         "kl by hand": case(lambda a, b: (b * (b.log() - a.log_softmax(-1))).sum(-1).mean(), real(3, 4), positive(3, 4)),
         "binary entropy by hand": case(lambda p, t: -(t * p.log() + (1 - t) * (1 - p).log()).mean(), inner(3, 4), inner(3, 4)),
     }
-)  # fmt: skip
+)

@@ -169,19 +169,38 @@ CASES: dict[str, Case] = {
     "scalars": case(lambda x: (x.view(1), x.unsqueeze(0), x.reshape(1, 1), x.flatten(), x.squeeze(), x.expand(3)), real()),
     "broadcast": case(lambda x, y: torch.broadcast_tensors(x, y), real(3, 1), real(4)),
     "meshgrid": case(lambda x, y: torch.meshgrid(x, y, indexing="ij"), real(3), real(4)),
-    "flip and roll": case(lambda x: (x.flip(0), x.flip((0, -1)), torch.flip(x, [1]), x.roll(1, 0), x.roll((1, 2), (0, 1)), x.roll(2), torch.roll(x, -1, dims=-1)), real(3, 4)),
+    "flip and roll": case(
+        lambda x: (
+            x.flip(0),
+            x.flip((0, -1)),
+            torch.flip(x, [1]),
+            x.roll(1, 0),
+            x.roll((1, 2), (0, 1)),
+            x.roll(2),
+            torch.roll(x, -1, dims=-1),
+        ),
+        real(3, 4),
+    ),
     "triangles": case(lambda x: (x.tril(), x.triu(1), torch.tril(x, -1)), real(2, 4, 4)),
     "rot90": case(lambda x: torch.rot90(x, 1, (0, 1)), real(3, 4)),
-    "repeat_interleave": case(lambda x: (x.repeat_interleave(2, 0), x.repeat_interleave(3, dim=-1), x.repeat_interleave(2)), real(3, 4)),
-    "shapes of a permutation": case(lambda x: (x.permute(1, 0, 2).reshape(3, 8), x.transpose(0, 1).flatten(1), x.mT.reshape(-1)), real(2, 3, 4)),
+    "repeat_interleave": case(
+        lambda x: (x.repeat_interleave(2, 0), x.repeat_interleave(3, dim=-1), x.repeat_interleave(2)), real(3, 4)
+    ),
+    "shapes of a permutation": case(
+        lambda x: (x.permute(1, 0, 2).reshape(3, 8), x.transpose(0, 1).flatten(1), x.mT.reshape(-1)), real(2, 3, 4)
+    ),
     "vision patches": case(lambda x: x.view(2, 3, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(2, 4, 12), real(2, 3, 4, 4)),
     "heads": case(lambda x: x.view(2, 3, 2, 4).transpose(1, 2).transpose(1, 2).contiguous().view(2, 3, 8), real(2, 3, 8)),
-    "aten slice": case(lambda x: (ATEN.slice.Tensor(x, 1, 0, 2), ATEN.slice.Tensor(x, -1, 1), ATEN.select.int(x, 0, 1)), real(3, 4)),
+    "aten slice": case(
+        lambda x: (ATEN.slice.Tensor(x, 1, 0, 2), ATEN.slice.Tensor(x, -1, 1), ATEN.select.int(x, 0, 1)), real(3, 4)
+    ),
     "aten index": case(lambda x, i: (ATEN.index.Tensor(x, [None, i]), ATEN.index.Tensor(x, [i])), real(4, 4), numbers(4, 3)),
     "aten index_put": case(lambda x, i, y: ATEN.index_put.default(x, [i], y), real(4, 3), order(4), real(4, 3)),
-    "aten view": case(lambda x: (ATEN.view.default(x, [12]), ATEN._unsafe_view.default(x, [4, 3]), ATEN.unbind.int(x, 0)[1]), real(3, 4)),
+    "aten view": case(
+        lambda x: (ATEN.view.default(x, [12]), ATEN._unsafe_view.default(x, [4, 3]), ATEN.unbind.int(x, 0)[1]), real(3, 4)
+    ),
     "aten split": case(lambda x: (*ATEN.split.Tensor(x, 2, 1), *ATEN.split_with_sizes.default(x, [1, 3], 1)), real(3, 4)),
     "pad sequence": case(lambda x, y: torch.nn.utils.rnn.pad_sequence([x, y], batch_first=True), real(3, 4), real(2, 4)),
     "as list": case(lambda x: torch.stack([row * index for index, row in enumerate(x)]), real(3, 4)),
     "view of a dtype": case(lambda x: x.view(torch.int64) if not x.requires_grad else x.detach().view(torch.int64), real(3, 4)),
-}  # fmt: skip
+}

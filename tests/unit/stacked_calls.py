@@ -119,7 +119,8 @@ def compare(
     for way in ways:
         random = MemberRandom.seeded(SEEDS, torch.device("cpu"))
         mode = StackMode(MEMBERS, rules=RULES, random=random, choices=Choices(forced=(way, *ways)))
-        operands, leaves = zip(*(_operand(list(values), is_shared, layout) for values, is_shared in _columns(members, shared)))
+        made = [_operand(list(values), is_shared, layout) for values, is_shared in _columns(members, shared)]
+        operands, leaves = zip(*made, strict=True)
         before = torch.get_rng_state()
         with mode:
             output = function(*operands)

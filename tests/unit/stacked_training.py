@@ -20,8 +20,8 @@ from tests.zoo import Inputs, call, loss_of
 Draw = Callable[[int], tuple[Inputs, Tensor]]
 MakeOptimizer = Callable[[nn.Module, int], Optimizer]
 
-#: With Adam's usual eps of 1e-8 a gradient that is 0 but for rounding (a bias before a norm, a key's bias) moves its weight by
-#: that rounding x lr / eps, 1e-11 in a few steps, and two right programs differ by as much. A larger eps keeps out what is noise.
+#: With Adam's usual eps of 1e-8 a gradient that is 0 but for rounding (a bias before a norm, a key's bias) moves its weight
+#: by that rounding x lr / eps, and two right programs differ by as much. A larger eps keeps out what is noise.
 EPS = 1e-3
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "sgd": lambda m, i: optim.SGD(m.parameters(), lr=0.02 * (i + 1), momentum=0.9 / (i + 1), weight_decay=1e-3 * i),
@@ -160,7 +160,7 @@ class Pair:
         self.training.append(twin.model, twin.optimizer, MemberRandom([twin.generator]))
 
     def difference(self) -> float:
-        """Return the largest relative difference in any weight, buffer or optimizer state, as the members' own modules have it."""
+        """Return the largest relative difference in any weight, buffer or optimizer state of the members' own modules."""
         self.training.settle_all()
         return max(between(one, other) for one, other in zip(self.alone, self.twins, strict=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,11 @@ def asking(x: Tensor) -> Tensor:
     return x * x.abs().max().item()
 
 
+def replacing(x: Tensor) -> Tensor:
+    x.data = x.data * 2
+    return x
+
+
 def selecting(x: Tensor) -> Tensor:
     return x[x > 0].view(1, -1)
 
@@ -93,10 +99,11 @@ FAILURES: dict[str, tuple[Callable[[Tensor], Tensor], type[Exception], str]] = {
     "a branch": (branching, ValueDependentError, "bool"),
     "a number": (asking, ValueDependentError, "item"),
     "a shape": (selecting, ValueDependentError, "other shapes"),
-    "numpy": (lambda x: torch.from_numpy(x.detach().numpy()), ValueDependentError, "numpy, which leaves PyTorch"),
+    "numpy": (lambda x: torch.from_numpy(x.detach().numpy()), ValueDependentError, "numpy, which no stack can give"),
+    "other data": (replacing, ValueDependentError, "asks for another data of a tensor"),
     "its own": (failing, OSError, "disk"),
     "a hook on a tensor": (lambda x: x.register_hook(lambda g: g) and x, ValueDependentError, "register_hook"),
-    "a gradient inside": (lambda x: torch.autograd.grad(x.sum(), x)[0], NotStackableError, "grad"),
+    "a gradient inside": (lambda x: torch.autograd.grad(x.sum(), x)[0], ValueDependentError, "asks for grad"),
     "a result given": (lambda x: torch.mul(x, 2, out=torch.empty(6, 4, dtype=torch.float64)), NotStackableError, "out="),
     "recomputation": (lambda x: checkpoint(lambda y: y.exp(), x, use_reentrant=False), RuntimeError, "outside its stack"),
 }
@@ -136,7 +143,7 @@ def test_a_step_after_a_failed_one_is_as_if_nothing_had_happened() -> None:
 def test_a_question_on_which_all_members_agree_is_answered() -> None:
     models = [nn.Sequential(nn.Linear(4, 4)) for _ in range(MEMBERS)]
     for model in models:
-        model.register_forward_hook(lambda module, args, out: out * 2 if bool((out == out).all()) else out)
+        model.register_forward_hook(lambda module, args, out: out * 2 if not bool(out.isnan().any()) else out)
     many, x = stack(models), torch.randn(2, 4)
     torch.testing.assert_close(many(x), torch.stack([model(x) for model in models]))
     assert many.mode.asked_values
@@ -221,6 +228,108 @@ def test_members_values_reach_tensors_that_the_model_makes_to_fill_them() -> Non
     torch.testing.assert_close(many(x), torch.stack([model(x) for model in models]))
 
 
+def test_a_buffer_that_is_replaced_keeps_its_new_value() -> None:
+    class Averaging(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.register_buffer("mean", torch.zeros(2))
+            self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.layer(x)
+            self.mean = 0.9 * self.mean + 0.1 * out.detach().mean(0)
+            self.count = self.count + 1
+            return out - self.mean
+
+    torch.manual_seed(0)
+    models, x = [Averaging(), Averaging()], torch.randn(3, 2)
+    many = stack(models)
+    for _ in range(2):
+        torch.testing.assert_close(many(x), torch.stack([model(x) for model in models]))
+    for one, other in zip(models, many.unstack(), strict=True):
+        torch.testing.assert_close(other.mean, one.mean)
+        assert other.count == 2
+
+
+def test_weights_written_in_place_by_the_model_itself_are_each_members_own() -> None:
+    class Clipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.layer.weight.data.clamp_(-0.1, 0.1)
+            with torch.no_grad():
+                self.layer.bias.mul_(0.5)
+            return self.layer(x)
+
+    torch.manual_seed(0)
+    models, x = [Clipping(), Clipping()], torch.randn(3, 2)
+    many = stack(models)
+    torch.testing.assert_close(many(x), torch.stack([model(x) for model in models]))
+    for one, other in zip(models, many.unstack(), strict=True):
+        assert torch.equal(one.layer.weight, other.layer.weight)
+        assert torch.equal(one.layer.bias, other.layer.bias)
+
+
+class Counting(nn.Module):
+    """Its answers depend on how often it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(x) / self.calls
+
+
+def test_counts_of_a_model_go_on_when_members_are_stacked_anew_and_come_back_with_them() -> None:
+    torch.manual_seed(0)
+    models = [Counting().double() for _ in range(MEMBERS)]
+    expected = [copy.deepcopy(model) for model in models]
+    training = StackedTraining(models, [optim.SGD(model.parameters(), lr=0.1) for model in models])
+    optimizers = [optim.SGD(model.parameters(), lr=0.1) for model in expected]
+    for width in (3, 2, 1):
+        training.rewiden(width)
+        training.step(batches_of(data()), loss_of)
+        for model, optimizer, x in zip(expected, optimizers, data(), strict=True):
+            optimizer.zero_grad()
+            F.mse_loss(model(x), torch.zeros(6, 4, dtype=torch.float64)).backward()
+            optimizer.step()
+    training.settle_all()
+    for model, other in zip(models, expected, strict=True):
+        assert model.calls == other.calls == 3
+        torch.testing.assert_close(model.layer.weight, other.layer.weight, rtol=1e-12, atol=1e-12)
+
+
+def test_a_member_whose_count_is_ahead_is_not_taken_for_one_of_the_others() -> None:
+    models = [Counting().double() for _ in range(MEMBERS)]
+    training = StackedTraining(models, [optim.SGD(model.parameters(), lr=0.1) for model in models])
+    models[1](data()[0])
+    with pytest.raises(NotStackableError, match="member 1 has calls=1, not 0 as the others"):
+        training.take(1)
+
+
+def test_what_a_model_notes_down_of_a_run_does_not_keep_it_from_coming_back() -> None:
+    class Noting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.last, self.notes = nn.Linear(2, 2), None, []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self.layer(x)
+            self.notes.append(self.last.sum())
+            return self.last
+
+    many = stack([Noting(), Noting()])
+    found = many(torch.ones(3, 2))
+    one, other = many.unstack()
+    assert torch.equal(one.last, found[0])
+    assert torch.equal(other.notes[0], found[1].sum())
+
+
 def test_a_view_of_a_tensor_to_fill_is_refused_where_it_would_be_left_behind() -> None:
     def viewed(x: Tensor) -> Tensor:
         out = torch.zeros(2, *x.shape)
@@ -244,5 +353,7 @@ def test_lazy_scripted_and_mixed_models_are_refused() -> None:
         stack([])
     with pytest.raises(NotStackableError, match="eval mode"):
         stack([nn.Dropout(), nn.Dropout().eval()])
+    with pytest.raises(NotStackableError, match="weight lies channels-last"):
+        stack([nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last)])
     with pytest.raises(NotStackableError, match="TorchScript"):
         stack([torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))])

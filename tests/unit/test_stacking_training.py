@@ -25,8 +25,11 @@ LONG = {
 }  # fmt: skip
 VARIANTS = ("loop", "grouped", "grouped, channels-last", "one cell for all members")
 HAS_VARIANTS = ("lenet", "conv, norm, dropout", "depthwise", "lstm")
-#: What 50 steps in float32 may differ by; measured 1e-6 to 2e-5, sums of float32 being rounded at 6e-8 each.
-SINGLE = 2e-4
+#: What 10 steps in float32 may differ by: about ten times what they do, several roundings of 6e-8, and more behind norms.
+SINGLE = {
+    "mlp": 2e-6, "lenet": 5e-6, "conv, norm, dropout": 3e-5, "depthwise": 5e-5, "encoder": 1e-5, "bert": 5e-6, "lstm": 3e-6,
+    "gpt2": 2e-5,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def test_fifty_steps_of_resnet18_are_so_where_training_is_not_chaotic(cases: Cal
 
 @pytest.mark.slow
 def test_where_training_is_chaotic_a_stack_differs_less_than_a_last_bit_does(cases: Callable[[str], Case]) -> None:
-    """ResNet-18's deepest norms, over 4 samples of 2 x 2, multiply any rounding: bounded by one of the last bit in the weights."""
+    """ResNet-18's deepest norms, over 4 samples of 2 x 2, multiply any rounding: one of the last bit in all weights, too."""
     models, draw = double(cases("resnet18"), 2)
     nudged = [copy.deepcopy(model) for model in models]
     with torch.no_grad():
@@ -127,13 +130,13 @@ def test_members_come_and_go_and_step_alone_in_between(name: str, optimizer: str
     assert max(between(one, other) for one, other in gone) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", [name for name in LONG if name != "lstm"])
+@pytest.mark.parametrize("name", SINGLE)
 def test_single_precision_stays_within_its_bound(name: str, cases: Callable[[str], Case]) -> None:
     case = cases(name)
     pair = Pair(varied(case.model, 2, torch.float32), case.draw, LONG[name])
     for _ in range(10):
         pair.step()
-    assert pair.difference() <= SINGLE
+    assert pair.difference() <= SINGLE[name]
 
 
 @pytest.fixture(scope="module")
