@@ -27,6 +27,7 @@ from benchmarks.stacking_ways import MIN_GAIN, WAYS, Way, training_loop, trainin
 COMPARED_STEPS = 3
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
 ASKED_BATCH = 1
+MIN_PROBES, MAX_PROBES, PROBE_SECONDS = 7, 50, 0.3  #: as unified's own probe
 
 
 def main() -> None:
@@ -81,8 +82,12 @@ def _after_steps(way: Way) -> torch.Tensor:
 
 def _choice(ways: dict[str, Way]) -> str:
     """Return what unified goes on with: the stack where it was measured to pay, the models side by side otherwise."""
-    loop, together = ([_timed(ways[key]) for _ in range(MIN_ROUNDS)] for key in ("loop", "stack"))
-    return "stack" if statistics.median(loop) > MIN_GAIN * statistics.median(together) else "loop"
+    times: dict[str, list[float]] = {"loop": [], "stack": []}
+    while len(times["loop"]) < MIN_PROBES or (sum(times["loop"]) < PROBE_SECONDS and len(times["loop"]) < MAX_PROBES):
+        for key, found in times.items():
+            found.append(_timed(ways[key]))
+    loop, together = (statistics.median(found) for found in times.values())
+    return "stack" if loop > MIN_GAIN * together else "loop"
 
 
 def _rounds(ways: dict[str, Way], chosen: str, seconds: float) -> dict[str, list[float]]:

@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.stacking_models import Population, loss_of
 from fusion.stacking.choices import Choices
 from fusion.stacking.stack import Stack, stack
-from fusion.stacking.training import StackedTraining, widths
+from fusion.stacking.training import StackedTraining
+from fusion.stacking.width_search import WidthSearch
 
 MOMENTUM = 0.9
 MIN_GAIN = 1.1  #: what a stack must be faster by, or the models go on side by side
-TUNING_STEPS = 4
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,13 +113,15 @@ def asking_loop(people: Population) -> Way:
 def asking_stack(people: Population) -> Way:
     """As stacks of the width that was measured best."""
     models = [model.eval() for model in copy.deepcopy(people.models)]
-    choices, tried = Choices(), {}
-    for width in widths(len(models)):
-        step = _asking(models, people.inputs, width, choices)
-        tried[width] = min(_seconds(step) for _ in range(TUNING_STEPS))
-    best = min(tried, key=tried.__getitem__)
-    step = _asking(models, people.inputs, best, choices)
-    return Way(step=step, result=step, note=f"{best} at a time", seconds={str(width): value for width, value in tried.items()})
+    choices, search = Choices(), WidthSearch(len(models))
+    steps: dict[int, Callable[[], Tensor]] = {}
+    while not search.is_over:
+        if search.width not in steps:
+            steps[search.width] = _asking(models, people.inputs, search.width, choices)
+        search.note(_seconds(steps[search.width]))
+    step = steps.get(search.width) or _asking(models, people.inputs, search.width, choices)
+    tried = {str(width): seconds for width, seconds in search.seconds.items()}
+    return Way(step=step, result=step, note=f"{search.width} at a time", seconds=tried)
 
 
 def asking_vmap(people: Population) -> Way:

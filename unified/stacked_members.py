@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from statistics import median
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from fusion.stacking.choices import Choices
 from fusion.stacking.errors import NotStackableError as DifferentError
 from fusion.stacking.member_random import MemberRandom
 from fusion.stacking.stack import Stack
-from fusion.stacking.training import STEPS_PER_WIDTH, StackedTraining, widths
+from fusion.stacking.training import StackedTraining
+from fusion.stacking.width_search import WidthSearch
 from unified.components import select_output
 from unified.errors import NotStackableError
 from unified.member import Member
@@ -46,6 +46,7 @@ class StackedMembers:
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = list(members)
+        self._num_formed = len(members)
         self._training = _as_one(
             lambda: StackedTraining(
                 [member.module for member in members],
@@ -54,8 +55,7 @@ class StackedMembers:
                 choices=_choices,
             )
         )
-        self._seconds: dict[int, list[float]] = {}
-        self._next_width: int | None = _widths.get(self._kind)
+        self._search = WidthSearch(len(self.members))
 
     def step(self, indices: Sequence[Tensor | None]) -> Tensor:
         """Do one optimizer step of every member on its own batch.
@@ -70,9 +70,8 @@ class StackedMembers:
         Raises:
             Exception: Whatever model or loss raise; then all members stand as they stood before.
         """
-        if self._next_width is not None:  # now, when all members are up to date in the stack
-            self._training.rewiden(self._next_width)
-            self._next_width = None
+        if len(self.members) == self._num_formed:  # now, when all members are up to date in the stack
+            self._training.rewiden(_widths.get(self._kind) or self._search.width)
         began = time.perf_counter()
         size = next(len(index) for index in indices if index is not None)
         # who sits out computes something all the same: leaving the stack and coming back would cost more
@@ -91,7 +90,7 @@ class StackedMembers:
     @property
     def is_tuning(self) -> bool:
         """Whether it is still being found out how many members are best stacked at a time: steps vary in speed till then."""
-        return len(self.members) > 2 and self._kind not in _widths
+        return self._num_formed == len(self.members) and not self._search.is_over and self._kind not in _widths
 
     @property
     def _kind(self) -> tuple[object, ...]:
@@ -99,19 +98,12 @@ class StackedMembers:
         return submission.stack_key or submission.name, len(self.members), torch.get_num_threads()
 
     def _note(self, began: float) -> None:
-        """Take the time of a step; try the next width, or settle for the fastest."""
+        """Take the time of a step of the width that is being tried."""
         if self.members[0].device.type == "cuda":
             torch.cuda.synchronize(self.members[0].device)
-        times = self._seconds.setdefault(self._training.width, [])
-        times.append(time.perf_counter() - began)
-        if len(times) < STEPS_PER_WIDTH:
-            return
-        left = [width for width in widths(len(self.members)) if width not in self._seconds]
-        if left:
-            self._next_width = left[0]
-            return
-        medians = {width: median(times[1:]) for width, times in self._seconds.items()}
-        self._next_width = _widths[self._kind] = min(medians, key=medians.__getitem__)
+        self._search.note(time.perf_counter() - began)
+        if self._search.is_over:
+            _widths[self._kind] = self._search.width
 
     def settle(self, member: Member) -> None:
         """Bring a member's own module, optimizer and random state up to date."""

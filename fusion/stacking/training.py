@@ -7,7 +7,6 @@ best width is found by training with each for a few steps (:meth:`StackedTrainin
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -22,8 +21,7 @@ from fusion.stacking.member_random import MemberRandom
 from fusion.stacking.plain_attributes import changed_attribute, copy_attributes
 from fusion.stacking.stack import stack
 from fusion.stacking.vector_optimizer import refusal
-
-STEPS_PER_WIDTH = 4  #: the first one warms up
+from fusion.stacking.width_search import WidthSearch
 
 
 class StackedTraining:
@@ -123,13 +121,12 @@ class StackedTraining:
         Returns:
             Median seconds of a step by width.
         """
-        seconds = {}
-        for width in widths(self.num_members):
-            self.rewiden(width)
-            times = [_timed(step) for _ in range(STEPS_PER_WIDTH)]
-            seconds[width] = statistics.median(times[1:])
-        self.rewiden(min(seconds, key=seconds.__getitem__))
-        return seconds
+        search = WidthSearch(self.num_members)
+        while not search.is_over:
+            self.rewiden(search.width)
+            search.note(_timed(step))
+        self.rewiden(search.width)
+        return search.seconds
 
     def rewiden(self, width: int) -> None:
         """Stack ``width`` members at a time from now on."""
@@ -230,18 +227,6 @@ class StackedTraining:
         self.width = width
         positions = list(range(self.num_members))
         self._groups = [self._group_of(positions[start : start + width]) for start in range(0, len(positions), width)]
-
-
-def widths(num_members: int) -> list[int]:
-    """Return the widths worth trying: all members at once, and so on by halves down to two.
-
-    >>> widths(12)
-    [12, 6, 3, 2]
-    """
-    found = [num_members]
-    while found[-1] > 2:
-        found.append(-(-found[-1] // 2))
-    return found
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
