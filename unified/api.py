@@ -18,11 +18,13 @@ def train(
     slots: int | str = "auto",
     device: str = "auto",
     out: str | Path | None = None,
+    stacking: bool = True,
 ) -> Iterator[Result]:
     """Train jobs side by side and yield each one's :class:`Result` as it finishes, while the others go on.
 
     Every model ends with the weights, buffers and metrics that the plain PyTorch loop would have given it alone, bit for bit
-    on a CPU with the same number of threads (``docs/architecture.md``, "The contract"). The models handed in are not changed;
+    on a CPU with the same number of threads (``docs/architecture.md``, "The contract"); to rounding, if it stepped as one with
+    others of its architecture, which ``stacking="exact"`` in the job forbids. The models handed in are not changed;
     ``result.load_into(model)`` puts the trained weights into one.
 
     Args:
@@ -33,6 +35,7 @@ def train(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:0"``.
         out: Folder for results and checkpoints, which must not hold an earlier run (``Engine(resume=True)`` goes on with
             one); None keeps only what the results hold.
+        stacking: Whether jobs of one architecture may step as one where that is measured to be faster (``docs/stacking.md``).
 
     Yields:
         One result per job, in the order in which they end; a failed job's has ``state`` FAILED and a ``reason``.
@@ -53,6 +56,6 @@ def train(
         >>> sorted(result.name for result in unified.train([small, large], scheduler="sjf", slots=1))
         ['large', 'small']
     """
-    with Engine(scheduler=scheduler, slots=slots, device=device, out=out) as engine:
+    with Engine(scheduler=scheduler, slots=slots, device=device, out=out, stacking=stacking) as engine:
         engine.submit_all([jobs] if isinstance(jobs, JobSpec) else jobs)
         yield from engine.run()

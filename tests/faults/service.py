@@ -36,6 +36,7 @@ ME = "somebody"
 #: Everything happens a hundred times as often as in a real service.
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
+    "stacking": False,  # these tests compare bits; what happens to a stack is in tests/integration/test_stacking.py
     "slots": 1,
     "threads": 1,
     "trust": True,
