@@ -17,31 +17,20 @@ from fusion.stacking.rules_pointwise import aligned
 from fusion.stacking.stacked_tensor import StackedTensor
 
 
-def _batch_norm(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    """All members' channels side by side, with all members' statistics."""
-    x, mean, variance, weight, bias, *rest = _norm_arguments(
-        func, args, kwargs, ("training", False), ("momentum", 0.1), ("eps", 1e-5)
-    )
-    vectors = (mean, variance, weight, bias)
-    if type(x) is not StackedTensor or any(each is not None and type(each) is not StackedTensor for each in vectors):
-        return mode.each(func, args, kwargs)
-    if x.is_split:
-        return _each_with_rows(mode, F.batch_norm, x, vectors, rest)
-    out = F.batch_norm(channels_of(x.merged()), *map(_side_by_side, vectors), *rest)  # pyrefly: ignore[bad-argument-type]  # in F's order
-    return StackedTensor.of(members_of(out, mode.num_members), is_relaid=x.is_relaid)
+def _over_channels(function: Callable[..., Tensor], switch: str, *, default: bool) -> Rule:
+    """Make the rule of a norm over channels with running statistics: all members' channels side by side, with theirs."""
 
+    def rule(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        x, *vectors_and_rest = _norm_arguments(func, args, kwargs, (switch, default), ("momentum", 0.1), ("eps", 1e-5))
+        vectors, rest = tuple(vectors_and_rest[:4]), vectors_and_rest[4:]
+        if type(x) is not StackedTensor or any(each is not None and type(each) is not StackedTensor for each in vectors):
+            return mode.each(func, args, kwargs)
+        if x.is_split:
+            return _each_with_rows(mode, function, x, vectors, rest)
+        out = function(channels_of(x.merged()), *map(_side_by_side, vectors), *rest)
+        return StackedTensor.of(members_of(out, mode.num_members), is_relaid=x.is_relaid)
 
-def _instance_norm(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    x, mean, variance, weight, bias, *rest = _norm_arguments(
-        func, args, kwargs, ("use_input_stats", True), ("momentum", 0.1), ("eps", 1e-5)
-    )
-    vectors = (mean, variance, weight, bias)
-    if type(x) is not StackedTensor or any(each is not None and type(each) is not StackedTensor for each in vectors):
-        return mode.each(func, args, kwargs)
-    if x.is_split:
-        return _each_with_rows(mode, F.instance_norm, x, vectors, rest)
-    out = F.instance_norm(channels_of(x.merged()), *map(_side_by_side, vectors), *rest)  # pyrefly: ignore[bad-argument-type]  # in F's order
-    return StackedTensor.of(members_of(out, mode.num_members), is_relaid=x.is_relaid)
+    return rule
 
 
 def _norm_arguments(func: Callable[..., Any], args: tuple, kwargs: dict[str, Any], *rest: tuple[str, Any]) -> tuple[Any, ...]:
@@ -116,8 +105,8 @@ def _group_norm(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: 
 
 
 RULES: dict[str, Rule] = {
-    "batch_norm": _batch_norm,
-    "instance_norm": _instance_norm,
+    "batch_norm": _over_channels(F.batch_norm, "training", default=False),
+    "instance_norm": _over_channels(F.instance_norm, "use_input_stats", default=True),
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
