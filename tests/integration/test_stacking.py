@@ -49,9 +49,9 @@ def make(name: str, model: nn.Module | None = None, **changes: Any) -> unified.J
     return unified.JobSpec(model=model or model_of(name), data={"train": train, "test": TEST}, **describe(name, **changes))
 
 
-def assert_as_alone(result: unified.Result, **changes: Any) -> None:
+def assert_as_alone(result: unified.Result, model: str | None = None, **changes: Any) -> None:
     assert str(result.state) == "finished", result.reason
-    name = result.name
+    name = model or result.name
     before = torch.get_num_threads()
     torch.set_num_threads(result.num_threads or 1)
     try:
@@ -182,6 +182,18 @@ def test_a_member_that_becomes_ready_joins_the_stack_that_is_running() -> None:
     assert_as_alone(results["e"])
     for name in "ab":
         assert_as_alone(results[name], epochs=60)
+
+
+def test_the_members_of_a_sweep_step_as_one_and_end_as_the_same_jobs_alone() -> None:
+    watch = Watch()
+    spec = make("e", sweep={"optimizer": [{"name": "SGD", "lr": 0.03}, {"name": "SGD", "lr": 0.3}], "seed": [1, 2]})
+    with stacking(watch) as engine:
+        engine.submit(spec)
+        results = {result.name: result for result in engine.run()}
+    members = spec.members()
+    assert watch.of(events.StackFormed)[0].members == tuple(member.name for member in members)
+    for member in members:
+        assert_as_alone(results[member.name], model="e", optimizer=member.optimizer.model_dump(), seed=member.seed)
 
 
 class Raising(Conv):
