@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +35,7 @@ def test_the_widths_halve_from_all_members_to_two_or_three(num_members: int) -> 
     found = widths(num_members)
     assert found[0] == num_members
     assert found[-1] <= 3
-    assert all(narrower == -(-wider // 2) for wider, narrower in zip(found, found[1:], strict=False))
+    assert all(narrower == -(-wider // 2) for wider, narrower in itertools.pairwise(found))
 
 
 def test_of_equally_fast_widths_the_widest_is_taken() -> None:
