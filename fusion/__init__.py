@@ -1,1 +1,1 @@
-"""What happens to finished models: sharing, stacking and merging (none of it is in this version yet)."""
+"""What happens to finished models: sharing, stacking and merging (merging is not in this version yet)."""
