@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from schedulers.base import Epochs, Quantum, Seconds, Steps
+from unified.errors import NotStackableError
 from unified.formation import Formation, check_equal
 from unified.member import Member
 from unified.random_state import RandomState
@@ -298,7 +299,7 @@ class StackTurn:
         for turn, index in odd:
             self._step_alone(turn, index)
             if turn in self._turns:
-                self._formation.take(turn.member)
+                self._take_back(turn.member)
 
     def _note(self, turn: MemberTurn, index: torch.Tensor, loss: torch.Tensor, seconds: float) -> None:
         member = turn.member
@@ -310,7 +311,15 @@ class StackTurn:
             self._formation.settle(member)
         self._finish_step(turn)
         if ends_epoch and turn in self._turns:
-            self._formation.take(member)  # its schedule may have changed its learning rate
+            self._take_back(member)  # its schedule may have changed its learning rate
+
+    def _take_back(self, member: Member) -> None:
+        """Let a member that is ahead of the stack step along again; if it cannot, they go on side by side."""
+        try:
+            self._formation.take(member)
+        except NotStackableError as error:
+            self._formation.leave(member, is_settled=True)
+            self._refusal = one_line(error)
 
     def _step_side_by_side(self, draws: Sequence[Draw], *, is_even: bool) -> None:
         self._formation.settle_all()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fusion.stacking.choices import Choices
 from fusion.stacking.errors import NotStackableError as DifferentError
 from fusion.stacking.member_random import MemberRandom
+from fusion.stacking.signature import signature
 from fusion.stacking.stack import Stack
 from fusion.stacking.training import StackedTraining
 from fusion.stacking.width_search import WidthSearch
@@ -114,9 +115,13 @@ class StackedMembers:
         member.random = RandomState(cpu=random.generators[index].get_state(), cuda=cuda, device=member.random.device)
 
     def take(self, member: Member) -> None:
-        """Go on from a member's own module, optimizer and random state: it has stepped alone meanwhile."""
+        """Go on from a member's own module, optimizer and random state: it has stepped alone meanwhile.
+
+        Raises:
+            NotStackableError: If it keeps a state beside these in which it is ahead of the others.
+        """
         index = self.members.index(member)
-        self._training.take(index)
+        _as_one(lambda: self._training.take(index))
         self._training.random.put_one(index, member.random.cpu, member.random.cuda)
 
     def leave(self, member: Member, *, settle: bool = True) -> None:
@@ -165,10 +170,14 @@ def mismatch(members: Sequence[Member], indices: Sequence[Tensor]) -> str | None
 def _difference(together: StackedTraining, index: int, member: Member, batch: Tensor, loss: Tensor) -> str | None:
     """Say what of a member differs between the stack and its own forward and backward pass."""
     alone = copy.deepcopy(member.module)
+    before = signature(alone)
     member.random.restore()
     inputs, targets = member.train_data.batch(batch, device=member.device)
     own = _loss_of(member)(alone, inputs, targets)
     own.backward()
+    changed = next((line for line, was in zip(signature(alone), before, strict=False) if line != was), None)
+    if changed is not None:
+        return f"its forward keeps a state of its own beside buffers: {changed[:100]}"
     gradients = {name: value.grad for name, value in alone.named_parameters() if value.grad is not None}
     theirs = together.member_gradients(index)
     if gradients.keys() != theirs.keys():

@@ -37,6 +37,7 @@ from unified.stepping import Failure, Hooks, TurnReport, describe_failure, fault
 from unified.submission.models import load_model
 from unified.trainer import Trainer
 
+MAX_PROBES = 32  #: of stacks whose turns alternate; the ones that had none for longest are begun anew
 MAX_LOG_CHARACTERS = 20_000
 
 
@@ -61,8 +62,7 @@ class Worker:
         self._epochs: dict[str, int] = {}
         self._saver = Saver(say=self._say, later=self._inbox.put)
         self._turn: StackTurn | None = None
-        self._probed: tuple[str, ...] = ()
-        self._probe = Probe()
+        self._probes: dict[tuple[str, ...], Probe] = {}
         self._is_stopping_turn = False
         self._is_shutting_down = False
         self._stack_hooks = StackHooks(
@@ -158,9 +158,11 @@ class Worker:
 
     def _probe_of(self, names: Sequence[str]) -> Probe:
         """Return what is measured of these jobs as a stack, over several turns if these are short."""
-        if self._probed != tuple(names):
-            self._probed, self._probe = tuple(names), Probe()
-        return self._probe
+        probe = self._probes.pop(tuple(names), None) or Probe()
+        self._probes[tuple(names)] = probe
+        while len(self._probes) > MAX_PROBES:
+            del self._probes[next(iter(self._probes))]
+        return probe
 
     def _end_turn(self, member: Member, report: TurnReport) -> None:
         resident = self._residents[member.name]

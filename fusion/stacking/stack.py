@@ -247,6 +247,7 @@ class Stack(nn.Module):
             KeyError: If a name is missing or unknown.
             ValueError: If a shape differs.
         """
+        checked([index], self.num_members)
         own, names = self.member_tensors(index), {home.name: home.source for home in self.template.value.homes}
         wanted = {name for name, source in names.items() if source not in self.hidden_buffers()}
         if wanted - state_dict.keys() or state_dict.keys() - names.keys():

@@ -280,3 +280,28 @@ def test_members_that_meddle_with_the_process_are_not_stacked() -> None:
     assert names == ("m0", "m1", "m2")
     assert "differs" in reason
     assert host.members["m0"].is_done
+
+
+class Counting(Net):
+    """Keeps a state of its own beside its buffers, on which its training forward depends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls[0] += self.training
+        return super().forward(x) * (1 + 0.01 * (self.calls[0] % 7))
+
+
+def test_members_whose_forward_keeps_a_state_of_its_own_are_not_stacked() -> None:
+    members = []
+    for number in range(3):
+        torch.manual_seed(number)
+        members.append(make_member(Counting(), make_job(name=f"m{number}"), make_data(seed=number), make_data(20)))
+    host = StackHost(*members)
+    host.run(speedup=None)
+    [(names, reason, _)] = host.refused
+    assert names == ("m0", "m1", "m2")
+    assert "keeps a state of its own" in reason
+    assert all(report.failure is None for report in host.out.values())

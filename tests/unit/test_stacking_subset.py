@@ -229,3 +229,10 @@ def test_only_the_random_state_of_the_subset_moves_on():
     many(batch(), members=[5, 1])
     moved = [not torch.equal(old, new) for old, (new, _) in zip(before, many.random.states(), strict=True)]
     assert moved == [False, True, False, False, False, True]
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_weights_go_to_a_member_that_there_is(index: int) -> None:
+    many = stack([nn.Linear(2, 2) for _ in range(3)])
+    with pytest.raises(ValueError, match="members 0 to 2"):
+        many.set_member(index, nn.Linear(2, 2).state_dict())
