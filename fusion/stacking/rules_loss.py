@@ -127,7 +127,6 @@ _QUESTIONS = (
     "get is_sparse", "get is_quantized", "get is_nested", "get itemsize", "get is_meta", "get is_cpu", "get is_mps",
     "get is_xpu",
     "get names", "is_conj", "is_neg", "is_inference", "get nbytes", "is_pinned", "get is_mkldnn", "storage_offset",
-    "is_nonzero_",
     "result_type", "get is_leaf", "get retains_grad", "is_same_size", "get is_xla", "get is_ipu", "get is_vulkan",
     "get is_maia",
     "get is_mtia", "get name", "get _version", "get output_nr", "dim_order",

@@ -106,5 +106,5 @@ def _einsum(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict
 
 RULES: dict[str, Rule] = {
     "linear": _linear, "matmul": _matmul, "rmatmul": _rmatmul, "mm": _matmul, "bmm": _matmul, "mv": _matmul, "dot": _matmul,
-    "inner_": _matmul, "addmm": _addmm, "baddbmm": _addmm, "addmv": _addmm, "einsum": _einsum,
+    "addmm": _addmm, "baddbmm": _addmm, "addmv": _addmm, "einsum": _einsum,
 }  # fmt: skip

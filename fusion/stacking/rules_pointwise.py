@@ -20,13 +20,13 @@ from fusion.stacking.stacked_tensor import StackedTensor
 ALSO_POINTWISE = (
     "to", "float", "double", "half", "bfloat16", "int", "long", "short", "bool", "type", "type_as", "cpu", "cuda", "_to_copy",
     "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "requires_grad_", "zeros_like", "ones_like", "full_like",
-    "empty_like", "copy_", "fill_", "zero_", "masked_fill", "masked_fill_", "where", "rdiv", "rpow", "softmin_",
+    "empty_like", "copy_", "fill_", "zero_", "masked_fill", "masked_fill_", "where", "rdiv", "rpow",
     "positive", "nan_to_num", "clamp", "clip", "clamp_", "true_divide", "multiply", "divide", "subtract", "square", "absolute",
-    "negative", "isnan", "isfinite", "isinf", "float_power", "hardtanh", "hardtanh_", "relu6", "selu", "celu", "elu_",
+    "negative", "isnan", "isfinite", "isinf", "float_power", "hardtanh", "hardtanh_", "relu6", "selu", "celu",
     "threshold",
     "logsigmoid", "softsign", "tanhshrink", "hardshrink", "softshrink", "silu", "mish", "hardswish", "hardsigmoid", "gelu",
-    "softplus", "prelu_", "pow", "addcmul", "addcdiv", "lerp", "conj", "resolve_conj", "resolve_neg", "imag", "real",
-    "expand_", "data", "logical_not", "get data", "get real", "maximum", "minimum", "fmax", "fmin", "dequantize",
+    "softplus", "pow", "addcmul", "addcdiv", "lerp", "conj", "resolve_conj", "resolve_neg", "imag", "real",
+    "data", "logical_not", "get data", "get real", "maximum", "minimum", "fmax", "fmin", "dequantize",
     "relu", "relu_",
 )  # fmt: skip
 

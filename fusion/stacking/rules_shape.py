@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusion.stacking.arguments import argument, shifted, spread
-from fusion.stacking.dispatch import APART, NO_RULE, Rule, StackMode, name_of
+from fusion.stacking.dispatch import APART, Rule, StackMode, name_of
 from fusion.stacking.rules_pointwise import aligned, must_be_written
 from fusion.stacking.stacked_tensor import StackedTensor
 
@@ -243,11 +243,6 @@ def _broadcast(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: d
         else each.expand(shape)
         for each in tensors
     )
-
-
-def no_rule(mode: StackMode, func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Member by member."""
-    return mode.each(func, args, kwargs, way=NO_RULE)
 
 
 RULES: dict[str, Rule] = {

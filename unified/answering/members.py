@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from fusion.stacking.signature import difference, signature
 from unified.admission import ModelForm
@@ -157,9 +157,3 @@ def _graph_difference(one: nn.Module, other: nn.Module) -> str | None:
 
 def _text(node: object) -> str:
     return f"{getattr(node, 'args', '')} {getattr(node, 'kwargs', '')}"[:120]
-
-
-def rows_of(example: Example) -> int:
-    """Return how many samples there are."""
-    tensors = example.values() if isinstance(example, dict) else (example,) if isinstance(example, Tensor) else example
-    return len(next(iter(tensors)))
