@@ -15,19 +15,39 @@ class ModelForm(StrEnum):
     """The form in which a model came."""
 
     UMODEL = "umodel"  #: our archive: data, runs no code on loading
+    WEIGHTS = "weights"  #: tensors only (.safetensors, .pt, .pth); the job declares the architecture
+    PRETRAINED = "pretrained"  #: a Hugging Face folder: config.json and safetensors, remote code off
+    MODULE = "module"  #: a whole module of torch.nn classes written by torch.save: parsed and rebuilt, never unpickled
     PICKLE = "pickle"  #: a whole module written by torch.save; needs trust
     PT2 = "pt2"  #: a torch.export archive; needs trust
     TORCHSCRIPT = "torchscript"  #: needs trust
     OBJECT = "object"  #: an nn.Module of the caller of the Python API, staged with cloudpickle
 
 
+#: Forms whose loading runs code of the owner's; an OBJECT is the very caller's own.
+_TRUSTED_FORMS = frozenset({ModelForm.PICKLE, ModelForm.PT2, ModelForm.TORCHSCRIPT})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
-    """A model file, its form and the SHA-256 of its bytes."""
+    """A model file, its form and the SHA-256 of its bytes.
+
+    Attributes:
+        path: The file, or the folder of a ``PRETRAINED`` one.
+        form: Its form.
+        sha256: Of its bytes; of a folder, of the names and hashes of the files that are read.
+        architecture: What the job declares its architecture to be, as canonical JSON; ``""`` where the file says it itself.
+    """
 
     path: Path
     form: ModelForm
     sha256: str
+    architecture: str = ""
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether loading it runs code of its owner's, who must be trusted, and shares no process with another user."""
+        return self.form in _TRUSTED_FORMS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
