@@ -14,6 +14,7 @@ from unified.errors import InvalidSubmission, Problem
 from unified.listeners import json_line
 from unified.messages import Inspected
 from unified.run_command import EXIT_DONE, EXIT_ERROR, check_folders
+from unified.stage_table import stage_table
 from unified.summary import finite
 from unified.tables import members_table, submission_table
 from unified.terminal import line_writer, make_console, show
@@ -35,6 +36,8 @@ def inspect(folder: Path, *, trust: bool, as_json: bool) -> int:
         if _is_sweep(first):
             show(make_console(), members_table([(each.submission, each.step_seconds) for each in found if each.submission]))
         show(make_console(), submission_table(first.submission, first.step_seconds))
+    if first.stages:
+        show(make_console(), stage_table(first.stages))
     if problems:
         raise InvalidSubmission(problems)
     return EXIT_DONE
@@ -59,7 +62,9 @@ def _to_json(found: Sequence[Inspected], problems: Sequence[Problem]) -> dict[st
     """Return the first job, which of a sweep stands for what all have in common, and the members of a sweep."""
     first = _one_to_json(found[0])
     members = {"members": [_one_to_json(member) for member in found]} if _is_sweep(found[0]) else {}
-    return {"folder": str(found[0].folder), **first, **members, "problems": [_problem_to_json(p) for p in problems]}
+    stages = [asdict(outcome) | {"stage": outcome.stage.name.lower()} for outcome in found[0].stages]
+    told = [_problem_to_json(problem) for problem in problems]
+    return {"folder": str(found[0].folder), **first, **members, "stages": stages, "problems": told}
 
 
 def _one_to_json(found: Inspected) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unified.admission import Submission
@@ -26,6 +26,7 @@ from unified.run_state import RunFolder, newest_step
 from unified.slots import Reader
 from unified.staging import stage
 from unified.step_kind import step_kind
+from unified.validation import Stage, StageOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +77,14 @@ class Intake:
         return self._records(self._read(staged, staged=True))
 
     def inspect(self, folder: Path) -> tuple[Inspected, ...]:
-        """Read one job folder and time its steps; each member's if it is a sweep.
+        """Read one job folder, time its steps, and see whether it fits; each member's if it is a sweep.
 
         Raises:
             InvalidSubmission: If it is no job folder.
         """
         _check_is_job(folder)
-        return self._read([folder.resolve()], staged=False, always_time=True)[0]
+        answers = self._read([folder.resolve()], staged=False, always_time=True)[0]
+        return tuple(_admitted(answer, self.planner.capacity_bytes) for answer in answers)
 
     def time_steps(self, records: Sequence[JobRecord], num_threads: int) -> None:
         """Time trial steps of these jobs with ``num_threads`` and note them in the records; of jobs that step alike, one's.
@@ -165,6 +167,28 @@ class Intake:
                 for record in too_big
             ]
             raise DoesNotFitError("\n".join(lines))
+
+
+def _admitted(answer: Inspected, capacity_bytes: int) -> Inspected:
+    """Complete what an inspector found by whether a slot could hold the job."""
+    submission = answer.submission
+    if submission is None or answer.problems:
+        return answer
+    peak, room = submission.estimate.peak_bytes, bytes_text(capacity_bytes)
+    stages = {outcome.stage: outcome for outcome in answer.stages}
+    if peak <= capacity_bytes:
+        stages[Stage.ADMISSION] = StageOutcome(stage=Stage.ADMISSION, passed=True, found=f"fits a slot, which has {room}")
+        return replace(answer, stages=tuple(stages.values()))
+    problem = Problem(
+        code="E-FIT",
+        job=submission.name,
+        field="batch_size",
+        expected=f"a job that a slot could hold, which has {room}",
+        given=f"one that needs about {bytes_text(peak)} at batch_size {submission.spec.batch_size}",
+        remedy="lower batch_size, or use a device with more memory",
+    )
+    stages[Stage.MEMORY] = replace(stages[Stage.MEMORY], passed=False, found="")
+    return replace(answer, problems=(problem,), stages=tuple(stages.values()))
 
 
 def _step_key(submission: Submission) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from schedulers.base import Quantum
 from unified.admission import Submission
 from unified.budgets import Fault
 from unified.errors import Problem
+from unified.read_limits import DEFAULT_LIMITS, ReadLimits
+from unified.validation import StageOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +234,7 @@ class Inspect:
         within_bytes: Time steps only if the job's estimated peak is below this.
         id: What a queue calls the job; ``""`` for its own name.
         data_roots: Folders whose files the job may name by absolute path.
+        limits: What reading it may take.
     """
 
     folder: Path
@@ -243,6 +246,7 @@ class Inspect:
     within_bytes: int
     id: str = ""
     data_roots: tuple[Path, ...] = ()
+    limits: ReadLimits = DEFAULT_LIMITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +254,7 @@ class TimeSteps:
     """Engine to inspector: time training steps of this job on a throw-away copy, with the inspector's threads."""
 
     submission: Submission
+    limits: ReadLimits = DEFAULT_LIMITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,9 +270,11 @@ class Inspected:
     """Inspector to engine: the job, or everything that is wrong with it.
 
     With a ``submission``, ``problems`` holds at most that a trial step failed: such a job may still be run, to fail alone.
+    ``stages`` says what became of each stage of the validation.
     """
 
     folder: Path
     submission: Submission | None
     problems: tuple[Problem, ...]
     step_seconds: float | None
+    stages: tuple[StageOutcome, ...] = ()

@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from unified.errors import NurseryDiedError, SpawnError
+from unified.parent_death import die_with_parent
 
 _MAX_REQUEST = 65536
 
@@ -185,7 +186,7 @@ def _reap(pid: int) -> int | None:
 
 def _become(request: dict[str, Any], descriptor: int) -> None:
     """Run the requested role in this fresh child and end the process with it."""
-    _die_with_parent()
+    die_with_parent()
     code = 1
     if request["hides_gpus"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when CUDA starts, which no fork has done yet
@@ -202,15 +203,6 @@ def _become(request: dict[str, Any], descriptor: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # no atexit handlers of the nursery's, no waiting for threads
-
-
-def _die_with_parent() -> None:
-    """Ask Linux for SIGKILL when the nursery dies; elsewhere the closed pipe ends the child."""
-    if sys.platform == "linux":
-        import ctypes
-
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def main() -> None:

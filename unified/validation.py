@@ -33,10 +33,18 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageOutcome:
-    """How one stage went: ``passed`` is None where it was not reached; ``seconds`` None where it was not timed by itself."""
+    """How one stage went.
+
+    Attributes:
+        stage: Which.
+        passed: None where it was not reached.
+        found: What was looked at, in a few words.
+        seconds: How long it took, None where it was not timed by itself.
+    """
 
     stage: Stage
     passed: bool | None
+    found: str = ""
     seconds: float | None = None
 
 

@@ -31,6 +31,7 @@ from tests.integration.batches import (
     write_folders,
 )
 from unified import events
+from unified.returning import NUM_PROOF_SAMPLES
 
 SCHEDULERS = ["fcfs", "priority", "sjf", "sjf:length=epochs", "round-robin", "round-robin:quantum=3"]
 
@@ -338,7 +339,7 @@ def test_a_storm_of_pauses_resumes_and_checkpoints_leaves_no_trace() -> None:
 
 
 class DeadlyOnTheWayOut(nn.Module):
-    """Ends its process when it is evaluated, which without a test set is only done to prove its result."""
+    """Ends its process when it is evaluated on as many samples as only the proof of its result has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -346,7 +347,7 @@ class DeadlyOnTheWayOut(nn.Module):
         self.parent = os.getpid()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training and os.getpid() != self.parent and type(x) is Tensor:
+        if len(x) == NUM_PROOF_SAMPLES and not self.training and os.getpid() != self.parent and type(x) is Tensor:
             os._exit(3)
         return self.head(x.flatten(1))
 

@@ -63,6 +63,12 @@ class ArchiveModule(nn.Module):
         constants = {f"constant {index}": constant for index, constant in enumerate(state.constants)}
         return {"inputs": state.manifest.inputs, **graphs, **constants}
 
+    def sizes(self) -> tuple[dict[str, int], int]:
+        """Return the number of nodes of each graph, and of different operators in both."""
+        graphs = self._umodel.graphs
+        operators = {node.op for graph in graphs.values() for node in graph.nodes}
+        return {mode: len(graph.nodes) for mode, graph in graphs.items()}, len(operators)
+
     def extra_repr(self) -> str:
         """Name the inputs."""
         return ", ".join(f"{record.name}: (batch, *{record.shape})" for record in self._umodel.manifest.inputs)

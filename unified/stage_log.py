@@ -1,0 +1,46 @@
+"""What became of each stage of a validation, noted while it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from unified.errors import Problem
+from unified.validation import Stage, StageOutcome, stage_of
+
+
+@dataclass(slots=True)
+class StageLog:
+    """Collects what was found at each stage, and how long it took."""
+
+    _seconds: dict[Stage, float] = field(default_factory=dict)
+    _found: dict[Stage, str] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """Add what happens inside to the time of ``stage``; it is passed unless a problem says otherwise."""
+        began = time.perf_counter()
+        self._found.setdefault(stage, "")
+        try:
+            yield
+        finally:
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - began
+
+    def note(self, stage: Stage, found: str) -> None:
+        """Take down that ``stage`` was passed, and what was found there in a few words."""
+        self._found[stage] = found
+
+    def outcomes(self, problems: Iterable[Problem]) -> tuple[StageOutcome, ...]:
+        """Return what became of every stage, in their order."""
+        failed = {stage_of(problem.code) for problem in problems}
+        return tuple(
+            StageOutcome(
+                stage=stage,
+                passed=False if stage in failed else True if stage in self._found else None,
+                found="" if stage in failed else self._found.get(stage, ""),
+                seconds=self._seconds.get(stage),
+            )
+            for stage in Stage
+        )
