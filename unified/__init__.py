@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from unified.answering.api import stack
     from unified.answering.session import Stacked
     from unified.api import train
+    from unified.converting.converting import convert
+    from unified.converting.restoring import restore
     from unified.engine import Engine
     from unified.errors import (
         CheckpointError,
@@ -47,9 +49,11 @@ _HOMES = {
     "Timing": "unified.results",
     "UnifiedError": "unified.errors",
     "WorkerDiedError": "unified.errors",
+    "convert": "unified.converting.converting",
     "export": "unified.submission.umodel_write",
     "fuse": "unified.fusing.api",
     "load_umodel": "unified.submission.umodel_read",
+    "restore": "unified.converting.restoring",
     "stack": "unified.answering.api",
     "train": "unified.api",
 }
@@ -72,9 +76,11 @@ __all__ = [
     "Timing",
     "UnifiedError",
     "WorkerDiedError",
+    "convert",
     "export",
     "fuse",
     "load_umodel",
+    "restore",
     "stack",
     "train",
 ]

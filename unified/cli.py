@@ -12,6 +12,7 @@ from pathlib import Path
 
 import unified
 from unified import argument_types as types
+from unified.convert_parsers import add_conversions
 from unified.errors import InvalidSubmission, UnifiedError
 from unified.fuse_parsers import add_fuse, add_fuse_after_run, check_fuse_after_run, check_jobs_before_run, fuse_after_run
 from unified.queue_parsers import add_queue_commands
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     add_fuse(commands)
     add_stack(commands)
+    add_conversions(commands)
     add_queue_commands(commands)
     _add(
         commands,

@@ -16,6 +16,7 @@ from torch import nn
 from separator.separate import SeparationError, separate
 from unified.admission import DatasetRef, ModelRef, Submission
 from unified.batch_order import batch_problems
+from unified.budgets import Fault
 from unified.component_problems import component_problems
 from unified.cores import use_threads
 from unified.dataset_files import reference
@@ -28,6 +29,7 @@ from unified.quantities import bytes_text, count_text, seconds_text
 from unified.stack_key import stack_key
 from unified.stage_log import StageLog
 from unified.step_kind import step_kind
+from unified.stepping import fault_of
 from unified.submission.described import describe_model, model_stages
 from unified.submission.models import load_model, recognise
 from unified.trial_steps import measure_step, time_one, time_steps
@@ -52,10 +54,11 @@ def inspect(request: Inspect) -> tuple[Inspected, ...]:
         return _inspect(request, log)
     except InvalidSubmission as error:
         problems = error.problems
-    except MemoryError as error:
-        problems = (_unreadable(request, "E-LIMIT", "a job that can be read with the memory there is", error),)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's model or file raises is that job's problem
-        problems = (_unreadable(request, "E-READ", "a job that can be read", error),)
+        if fault_of(error) is Fault.OUT_OF_MEMORY:
+            problems = (_unreadable(request, "E-LIMIT", "a job that can be read with the memory there is", error),)
+        else:
+            problems = (_unreadable(request, "E-READ", "a job that can be read", error),)
     stages = log.outcomes(problems)
     return (Inspected(folder=request.folder, submission=None, problems=problems, step_seconds=None, stages=stages),)
 

@@ -60,7 +60,7 @@ _CODES: dict[Stage, tuple[str, ...]] = {
     Stage.DATA: ("E-DATA", "E-LABEL"),
     Stage.HYPERPARAMETERS: ("E-VALUE", "E-NAME"),
     Stage.MEMORY: ("E-FIT",),
-    Stage.STEP: ("E-STEP",),
+    Stage.STEP: ("E-STEP", "E-CRASH"),
     Stage.ADMISSION: ("E-REQUEST", "E-CONFLICT"),
 }
 _STAGES = {code: stage for stage, codes in _CODES.items() for code in codes}

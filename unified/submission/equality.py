@@ -38,7 +38,7 @@ def differences(
         inputs = _resized(tensors, size)
         for training, compare in ((True, _compare_step), (False, _compare_evaluation)):
             # some models refuse some sizes, as batch normalisation refuses one value; their plain loop would fail, too
-            if size == batch or _accepts(eager, inputs, call, training=training):
+            if size == batch or (_accepts(eager, inputs, call, training=training) and not _is_too_small(loaded, inputs, call)):
                 difference = compare(eager, loaded, inputs, call)
                 if difference is not None:
                     return f"{'training' if training else 'evaluating'} with a batch of {size}, {difference}"
@@ -129,6 +129,25 @@ def _accepts(eager: nn.Module, tensors: list[Tensor], call: Call, *, training: b
             for name, buffer in eager.named_buffers():
                 buffer.copy_(before[name])
     return True
+
+
+def _is_too_small(loaded: nn.Module, tensors: list[Tensor], call: Call) -> bool:
+    """Whether these are too few samples for batch statistics: graphs refuse them as ``nn.BatchNorm``, a ``.pt2`` does not."""
+    if len(tensors[0]) > 1:
+        return False
+    before = {name: buffer.clone() for name, buffer in loaded.named_buffers()}
+    try:
+        with torch.no_grad():
+            call(loaded.train(), [tensor.clone() for tensor in tensors])
+    except ValueError as error:
+        return "more than 1 value per channel" in str(error)
+    except Exception:  # noqa: BLE001 - any other failure is for the comparison to tell
+        return False
+    finally:
+        with torch.no_grad():
+            for name, buffer in loaded.named_buffers():
+                buffer.copy_(before[name])
+    return False
 
 
 def _loss(outputs: list[Any]) -> Tensor | None:

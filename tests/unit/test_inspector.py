@@ -1,0 +1,181 @@
+"""Reading a job happens in a child process of its own: what it does to that process is its own problem, and nobody else's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unified
+from unified.errors import WorkerDiedError
+from unified.messages import Inspect, Inspected
+from unified.nursery import Nursery
+from unified.read_limits import ReadLimits
+from unified.slots import Reader
+from unified.validation import Stage
+
+MB = 1 << 20
+
+
+class OnLoading(nn.Module):
+    """Does something when it is read from its file: an own goal of a trusted model."""
+
+    def __init__(self, act: str) -> None:
+        super().__init__()
+        self.head, self.act = nn.Linear(4, 3), act
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        match self.act:
+            case "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "exit":
+                os._exit(3)
+            case "loop":
+                while True:
+                    pass
+            case "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    nursery = Nursery()
+    nursery.hides_gpus = True
+    yield nursery
+    nursery.close()
+
+
+def write_job(folder: Path, model: nn.Module, inputs: Tensor, targets: Tensor, **fields: object) -> Path:
+    folder.mkdir(parents=True)
+    torch.save((inputs, targets), folder / "train.pt")
+    if isinstance(model, OnLoading):
+        torch.save(model, folder / "model.pt")
+        name = "model.pt"
+    else:
+        unified.export(model, inputs[:2], folder / "model.umodel")
+        name = "model.umodel"
+    job = {"name": folder.name, "model": name, "data": {"train": "train.pt"}, "loss": "CrossEntropyLoss", "optimizer": "SGD"}
+    (folder / "job.json").write_text(json.dumps(job | {"epochs": 1, "batch_size": 4} | fields))
+    return folder
+
+
+def read(nursery: Nursery, *folders: Path, limits: ReadLimits | None = None) -> list[Inspected]:
+    requests = [
+        Inspect(
+            folder=folder,
+            cache=folder.parent / "cache",
+            trust=True,
+            staged=False,
+            device_type="cpu",
+            num_threads=1,
+            within_bytes=1 << 34,
+            limits=limits or ReadLimits(),
+        )
+        for folder in folders
+    ]
+    return [answers[0] for answers in Reader(nursery=nursery, num_processes=1).read(requests)]
+
+
+def plain_job(folder: Path) -> Path:
+    return write_job(folder, nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3)
+
+
+@pytest.mark.parametrize(
+    ("act", "limits", "code", "says"),
+    [
+        ("crash", ReadLimits(), "E-CRASH", "SIGSEGV"),
+        ("exit", ReadLimits(), "E-CRASH", "code 3"),
+        ("loop", ReadLimits(wall_seconds=2.0), "E-LIMIT", "takes longer"),
+        ("loop", ReadLimits(cpu_seconds=1.0), "E-LIMIT", "CPU time"),
+    ],
+    ids=["crash", "exit", "wall", "cpu"],
+)
+def test_a_model_that_ends_its_reader_is_refused_and_the_next_job_is_read(nursery, tmp_path, act, limits, code, says):
+    bad = write_job(tmp_path / "bad", OnLoading(act), torch.randn(8, 4), torch.arange(8) % 3)
+    good = plain_job(tmp_path / "good")
+    first, second = read(nursery, bad, good, limits=limits)
+    (problem,) = first.problems
+    assert (first.submission, problem.code, says in str(problem)) == (None, code, True), problem
+    assert problem.job == "bad"
+    assert (second.problems, second.submission is not None) == ((), True)
+
+
+def test_a_reader_that_is_killed_from_outside_blames_nobody(nursery, tmp_path):
+    job = write_job(tmp_path / "job", OnLoading("killed"), torch.randn(8, 4), torch.arange(8) % 3)
+    with pytest.raises(WorkerDiedError, match="job"):
+        read(nursery, job)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is limited on Linux only")
+def test_a_model_that_needs_more_memory_than_its_reader_may_have_is_refused(nursery, tmp_path):
+    large = write_job(tmp_path / "large", nn.Linear(4, 2 * MB), torch.randn(8, 4), torch.arange(8) % 3)
+    good = plain_job(tmp_path / "good")
+    limits = ReadLimits(memory_bytes=100 * MB)
+    first, second = read(nursery, large, good, limits=limits)
+    assert first.submission is None
+    assert first.problems[0].code in {"E-LIMIT", "E-READ"}, first.problems
+    assert second.problems == ()
+
+
+def test_a_job_that_passes_has_passed_every_stage_but_admission(nursery, tmp_path):
+    (found,) = read(nursery, plain_job(tmp_path / "good"))
+    passed = {outcome.stage for outcome in found.stages if outcome.passed}
+    assert passed == {*Stage} - {Stage.ADMISSION}
+    assert [outcome.stage for outcome in found.stages] == [*Stage]
+
+
+def test_stages_before_the_one_that_failed_are_passed_and_later_ones_were_not_reached(nursery, tmp_path):
+    folder = plain_job(tmp_path / "job")
+    (folder / "model.umodel").write_bytes((folder / "model.umodel").read_bytes()[:-200])
+    (found,) = read(nursery, folder)
+    verdicts = {outcome.stage: outcome.passed for outcome in found.stages}
+    failed = min(stage for stage, passed in verdicts.items() if passed is False)
+    assert failed is Stage.CONTAINER
+    assert verdicts[Stage.FILE] is True
+    assert {verdicts[stage] for stage in Stage if Stage.CONTAINER < stage < Stage.DATA} == {None}
+    assert verdicts[Stage.STEP] is None
+
+
+class Lookup(nn.Module):
+    """An embedding of ten words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(10, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.words(x).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("split", "word", "label", "code", "says"),
+    [
+        ("train", 10, 0, "E-DATA", "from 0 to 10"),
+        ("train", -1, 0, "E-DATA", "from -1 to 9"),
+        ("train", 0, 3, "E-LABEL", "[3]"),
+        ("test", 10, 0, "E-DATA", "data.test"),
+        ("test", 0, 3, "E-LABEL", "[3]"),
+    ],
+)
+def test_an_index_deep_in_the_data_that_the_model_does_not_have_is_refused(nursery, tmp_path, split, word, label, code, says):
+    """Not in the first batches, which a trial step sees: on a GPU it would end the process of all members."""
+    words, labels = torch.arange(400).reshape(100, 4) % 10, torch.arange(100) % 3
+    folder = write_job(tmp_path / "job", Lookup(), words, labels, data={"train": "train.pt", "test": "test.pt"})
+    torch.save((words, labels), folder / "test.pt")
+    words, labels = words.clone(), labels.clone()
+    words[73, 2] = word or words[73, 2]
+    labels[81] = label or labels[81]
+    torch.save((words, labels), folder / f"{split}.pt")
+    (found,) = read(nursery, folder)
+    assert found.submission is None
+    (problem,) = found.problems
+    assert (problem.code, says in str(problem)) == (code, True), problem
