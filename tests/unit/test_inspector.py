@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,8 @@ def test_a_job_that_passes_has_passed_every_stage_but_admission(nursery, tmp_pat
 
 def test_stages_before_the_one_that_failed_are_passed_and_later_ones_were_not_reached(nursery, tmp_path):
     folder = plain_job(tmp_path / "job")
-    (folder / "model.umodel").write_bytes((folder / "model.umodel").read_bytes()[:-200])
+    with zipfile.ZipFile(folder / "model.umodel", "a") as archive:
+        archive.writestr("more.txt", "text")
     (found,) = read(nursery, folder)
     verdicts = {outcome.stage: outcome.passed for outcome in found.stages}
     failed = min(stage for stage, passed in verdicts.items() if passed is False)
