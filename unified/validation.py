@@ -51,7 +51,7 @@ class StageOutcome:
 _CODES: dict[Stage, tuple[str, ...]] = {
     Stage.FILE: ("E-FILE", "E-FOLDER", "E-LINK", "E-PATH", "E-KIND", "E-SIZE", "E-FORM", "E-TRUST", "E-READ", "E-LIMIT"),
     Stage.CONTAINER: ("E-ZIP", "E-PICKLE", "E-TRUSTED", "E-DECLARED"),
-    Stage.SCHEMA: ("E-JSON", "E-SCHEMA", "E-FIELD", "E-TYPE", "E-MISSING", "E-SWEEP"),
+    Stage.SCHEMA: ("E-JSON", "E-SCHEMA", "E-VERSION", "E-FIELD", "E-TYPE", "E-MISSING", "E-SWEEP"),
     Stage.HASH: ("E-HASH", "E-SIGN"),
     Stage.TENSORS: ("E-TENSORS", "E-FINITE", "E-STATE"),
     Stage.NAMES: ("E-NAMES",),

@@ -313,7 +313,7 @@ class ExtraState(nn.Linear):
 MODELS = {
     "share memory but are not the same": overlapping,
     "name 'grüße' cannot be stored": badly_named,
-    "finite weights": with_nan,
+    "of finite values": with_nan,
     "not just its parameters and persistent buffers.*_extra_state": lambda: ExtraState(4, 4),
     "no shape yet: call the model once": lambda: nn.LazyLinear(4),
     "is of type torch.complex64": complex_buffer,

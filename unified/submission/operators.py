@@ -1,9 +1,13 @@
-"""Which operators a ``.umodel`` may name, decided by principle and by exact overload.
+"""Which operators a ``.umodel`` may name, decided by exact overload: what was reviewed, and still keeps to the principle.
 
-Allowed is an ATen operator that computes tensors from tensors and plain values and does nothing else: it writes to none of
-its arguments, draws only from the default random state, does no I/O, and returns no memory that it did not fill. What its
-schema cannot tell is in :data:`REFUSED_FAMILIES`, family by family. Views are allowed: nothing writes through them. The two
-exceptions, which do write, are batch statistics and counters, and only to buffers: :data:`STATISTICS`, :data:`COUNTER`.
+The reviewed list is ``operators.txt`` beside this file, family by family; an operator that a later PyTorch adds is not on it
+until somebody has looked at it. An operator on it must also pass the principle in the PyTorch that runs.
+
+By the principle, allowed is an ATen operator that computes tensors from tensors and plain values and does nothing else: it
+writes to none of its arguments, draws only from the default random state, does no I/O, and returns no memory that it did not
+fill. What its schema cannot tell is in :data:`REFUSED_FAMILIES`, family by family. Views are allowed: nothing writes through
+them. The two exceptions, which do write, are batch statistics and counters, and only to buffers: :data:`STATISTICS`,
+:data:`COUNTER`.
 """
 
 from __future__ import annotations
@@ -13,11 +17,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+
+from unified.submission.operator_guards import GUARDED
 
 Kind = Literal["tensor", "tensors", "number"]
 
@@ -34,10 +39,25 @@ REFUSED_FAMILIES: tuple[tuple[str, str], ...] = (
     (r"((col|row)_)?indices(_copy)?|values(_copy)?", "takes sparse tensors"),
     (r".*(quantize|qparams|int_repr).*|q_.*", "makes quantized tensors"),
     (r".*(nested|jagged|padded_tensor).*", "makes nested tensors"),
+    (r"binomial|(special_.*_polynomial_.*)", "may not return for a long time, whatever the size of its arguments"),
+    (r"multilabel_margin_loss.*", "returns memory that it did not fill for some targets"),
+    (r"nonzero_numpy", "gives as many values as the data have"),
+    (r"random", "may not return on a range without end"),
+    (r"(linalg_)?eig(vals)?", "ends the process on values that are not finite"),
     (r"__.*__", "is a Python spelling of an operator: name the operator itself"),
     (r"segment_reduce|convolution_overrideable", "checks its arguments less than others do"),
     (r"sym_.*", "computes sizes: only sym_size.int, sym_stride.int and sym_numel.default are allowed"),
 )  # fmt: skip
+
+#: Overloads that are refused although their namesakes are allowed.
+REFUSED_OVERLOADS = {
+    "aten.cov.default": "writes to the weights that it is given, without saying so in its schema",
+    "aten.view.dtype": "reads the bytes of one type as another, such as truth values that are neither 0 nor 1",
+    **dict.fromkeys(
+        (f"aten.{name}.data" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")),
+        "takes packed sequences, which no stored graph can make, and trusts their lengths",
+    ),
+}
 
 #: Internal operators (leading underscore) that ordinary models lead to; the others check their arguments less and are refused.
 INTERNAL = frozenset(
@@ -120,40 +140,67 @@ def resolve(name: str) -> Operator:
     Raises:
         RefusedOperatorError: If there is none, or it is not allowed.
     """
+    reason = refusal(name)
+    if reason is None and name not in reviewed():
+        reason = "is not on the list of reviewed operators"
+    if reason is not None:
+        raise RefusedOperatorError(f"operator {name!r}, which {reason}")
     if name in _NUMBER_FUNCTIONS:
         return _number_operator(name)
     overload = _overload(name)
     if name in _SIZES:
         return Operator(name=name, function=_SIZES[name], arguments=_arguments(overload), result="number", draws=False)
-    reason = None if name == COUNTER else _refusal(name, overload)
-    if reason is not None:
-        raise RefusedOperatorError(f"operator {name!r} {reason}")
     returns = overload._schema.returns
     single = len(returns) == 1 and str(returns[0].real_type) == "Tensor"
     return Operator(
         name=name,
-        function=_FUNCTIONS.get(name, overload),
+        function=GUARDED.get(name, overload),
         arguments=_arguments(overload),
         result="tensor" if single else "tensors",
         draws=torch.Tag.nondeterministic_seeded in overload.tags,
     )
 
 
+@lru_cache(maxsize=1)
+def reviewed() -> dict[str, str]:
+    """Return the list of reviewed operators: name to family."""
+    found = {}
+    family = ""
+    for line in Path(__file__).with_name("operators.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            family = line.strip("[]")
+        elif line and not line.startswith("#"):
+            found[line] = family
+    return found
+
+
+def refusal(name: str) -> str | None:
+    """Say why the principle refuses an operator, or None.
+
+    Raises:
+        RefusedOperatorError: If there is no such operator.
+    """
+    if name == COUNTER or name in _SIZES or name in _NUMBER_FUNCTIONS:
+        return None
+    return _refusal(name, _overload(name))
+
+
 def _overload(name: str) -> torch._ops.OpOverload:
     match = _ATEN.fullmatch(name)
     if match is None:
-        raise RefusedOperatorError(f"operator {name[:100]!r} is not of the form 'aten.NAME.OVERLOAD'")
+        raise RefusedOperatorError(f"operator {name[:100]!r}, which is not of the form 'aten.NAME.OVERLOAD'")
     packet = getattr(torch.ops.aten, match[1], None)
     found = getattr(packet, match[2], None) if isinstance(packet, torch._ops.OpOverloadPacket) else None
     if not isinstance(found, torch._ops.OpOverload) or f"{found.namespace}.{match[1]}.{match[2]}" != name:
-        raise RefusedOperatorError(f"operator {name!r} does not exist in PyTorch {torch.__version__}")
+        raise RefusedOperatorError(f"operator {name!r}, which does not exist in PyTorch {torch.__version__}")
     return found
 
 
 def _refusal(name: str, overload: torch._ops.OpOverload) -> str | None:
-    """Say why an overload is refused, or None."""
     schema = overload._schema
     base = schema.name.removeprefix("aten::")
+    if name in REFUSED_OVERLOADS:
+        return REFUSED_OVERLOADS[name]
     for pattern, reason in _REFUSED:
         if pattern.fullmatch(base):
             return reason
@@ -189,32 +236,6 @@ def _arguments(overload: torch._ops.OpOverload) -> tuple[Argument, ...]:
         )
     return tuple(found)
 
-
-def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *rest: Any) -> Tensor:
-    # F's functions ask PyTorch at run time whether cuDNN may be used, and refuse a batch of one value, as the eager model does
-    return F.batch_norm(x, mean, variance, weight, bias, training, *rest[:2])
-
-
-def _instance_norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, use_input: bool, *rest: Any) -> Tensor:
-    return F.instance_norm(x, mean, variance, weight, bias, use_input, *rest[:2])
-
-
-def _group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, _cudnn: bool = True) -> Tensor:
-    return F.group_norm(x, groups, weight, bias, eps)
-
-
-def _layer_norm(
-    x: Tensor, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, _cudnn: bool = True
-) -> Tensor:
-    return torch.layer_norm(x, shape, weight, bias, eps, torch.backends.cudnn.enabled)
-
-
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "aten.batch_norm.default": _batch_norm,
-    "aten.instance_norm.default": _instance_norm,
-    "aten.group_norm.default": _group_norm,
-    "aten.layer_norm.default": _layer_norm,
-}
 
 _SIZES: dict[str, Callable[..., Any]] = {
     "aten.sym_size.int": lambda tensor, dim: tensor.shape[dim],

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unified.submission.umodel_format import (
-    DTYPES,
-    MAX_HEADER_BYTES,
-    STORED_DTYPES,
-    MalformedError,
-    parse_json,
-)
+from unified.submission.umodel_faults import MalformedError, malformed
+from unified.submission.umodel_format import DTYPES, MAX_HEADER_BYTES, STORED_DTYPES, WEIGHTS
+from unified.submission.umodel_json import parse_json
 
 _LENGTH_BYTES = 8
 _ALIGNMENT = 64
 _CHUNK_BYTES = 16 << 20
-_WHERE = "weights.safetensors"
+_CODE = "E-TENSORS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,22 +40,22 @@ def read_header(part: memoryview, expected: Mapping[str, tuple[str, tuple[int, .
     length = int.from_bytes(part[:_LENGTH_BYTES], "little")
     begin = _LENGTH_BYTES + length
     if len(part) < _LENGTH_BYTES or begin > len(part) or length > MAX_HEADER_BYTES:
-        raise MalformedError([(_WHERE, "a header within the part", f"a header of {length} bytes")])
-    header = parse_json(_WHERE, bytes(part[_LENGTH_BYTES:begin]), limit=MAX_HEADER_BYTES)
+        raise _malformed("a header within the part", f"a header of {length} bytes")
+    header = parse_json(WEIGHTS, bytes(part[_LENGTH_BYTES:begin]), code=_CODE, limit=MAX_HEADER_BYTES)
     if not isinstance(header, dict):
-        raise MalformedError([(_WHERE, "an object", type(header).__name__)])
+        raise _malformed("an object", type(header).__name__)
     header.pop("__metadata__", None)
     if header.keys() != expected.keys():
         names = sorted(map(str, header.keys() ^ expected.keys()))
-        raise MalformedError([(_WHERE, "the tensors of the manifest", f"other names: {str(names)[:200]}")])
+        raise _malformed("the tensors of the manifest", f"other names: {str(names)[:200]}")
     entries = {name: _entry(name, header[name], begin, *expected[name]) for name in expected}
     position = begin
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != position:
-            raise MalformedError([(_WHERE, f"{name[:100]!r} at byte {position}", f"byte {entry.start}")])
+            raise _malformed(f"{name[:100]!r} at byte {position}", f"byte {entry.start}")
         position = entry.stop
     if position != len(part):
-        raise MalformedError([(_WHERE, f"{position} bytes", f"{len(part)} bytes")])
+        raise _malformed(f"{position} bytes", f"{len(part)} bytes")
     return entries
 
 
@@ -72,6 +69,13 @@ def read_tensor(part: memoryview, entry: Entry, order: tuple[int, ...] | None) -
         return tensor
     inverse = [order.index(dim) for dim in range(len(order))]
     return tensor.permute(order).contiguous().permute(inverse)
+
+
+def chunks_of(part: memoryview, entry: Entry) -> Iterator[Tensor]:
+    """Yield a tensor's values piece by piece, flat, each piece in memory of its own: for a look at all of a large one."""
+    for start in range(entry.start, entry.stop, _CHUNK_BYTES):
+        piece = bytearray(part[start : min(start + _CHUNK_BYTES, entry.stop)])  # aligned, which the part need not be
+        yield torch.frombuffer(piece, dtype=torch.uint8).view(DTYPES[entry.dtype])
 
 
 def write_tensors(tensors: Mapping[str, Tensor], write: Callable[[bytes | memoryview], Any]) -> None:
@@ -105,15 +109,17 @@ def _entry(name: str, record: Any, begin: int, dtype: str, shape: tuple[int, ...
     """Check one entry of the header against the type and shape that the manifest gives."""
     keys = {"dtype", "shape", "data_offsets"}
     if not isinstance(record, dict) or record.keys() != keys:
-        raise MalformedError([(_WHERE, f"{name[:100]!r} with {sorted(keys)}", str(record)[:100])])
+        raise _malformed(f"{name[:100]!r} with {sorted(keys)}", str(record)[:100])
     if record["dtype"] != STORED_DTYPES[dtype] or record["shape"] != list(shape):
         wanted = f"{name[:100]!r} of {STORED_DTYPES[dtype]} {list(shape)}"
-        raise MalformedError([(_WHERE, wanted, f"{record['dtype']} {record['shape']}"[:200])])
-    size = DTYPES[dtype].itemsize
-    for extent in shape:
-        size *= extent
+        raise _malformed(wanted, f"{record['dtype']} {record['shape']}"[:200])
+    size = DTYPES[dtype].itemsize * math.prod(shape)
     offsets = record["data_offsets"]
     whole = isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)
     if not whole or offsets[0] < 0 or offsets[1] - offsets[0] != size:
-        raise MalformedError([(_WHERE, f"{name[:100]!r} of {size} bytes", f"offsets {str(offsets)[:100]}")])
+        raise _malformed(f"{name[:100]!r} of {size} bytes", f"offsets {str(offsets)[:100]}")
     return Entry(dtype=dtype, shape=shape, start=begin + offsets[0], stop=begin + offsets[1])
+
+
+def _malformed(expected: str, given: str) -> MalformedError:
+    return malformed(_CODE, WEIGHTS, expected, given)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from unified.errors import ExportError
-from unified.submission.umodel_format import STORED_DTYPES, TensorRecord, name_fault
+from unified.submission.umodel_format import STORED_DTYPES, TensorRecord
+from unified.submission.umodel_names import name_fault
 
 Kind = Literal["parameter", "buffer"]
 

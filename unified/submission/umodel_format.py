@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from torch import nn
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from unified.submission.umodel_faults import Fault, MalformedError
+from unified.submission.umodel_json import parse_json, validate
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -29,12 +29,15 @@ WEIGHTS = "weights.safetensors"
 PARTS = (MANIFEST, *GRAPHS.values(), WEIGHTS)
 
 MAX_ARCHIVE_BYTES = 8 << 30
-MAX_JSON_BYTES = 16 << 20
 MAX_HEADER_BYTES = 100 << 20
 MAX_NODES = 20_000
 MAX_TENSORS = 50_000
+MAX_INPUTS = 1000
 MAX_RANK = 12
 MAX_DEPTH = 8
+#: Elements of one list that is an argument, and values in a graph altogether.
+MAX_LIST = 10_000
+MAX_VALUES = 500_000
 
 #: Types that a stored tensor may have, with their names in safetensors.
 STORED_DTYPES = {
@@ -51,28 +54,16 @@ STORED_DTYPES = {
 }
 #: Types that a node may name.
 DTYPES = {name: getattr(torch, name) for name in (*STORED_DTYPES, "complex64", "complex128")}
+#: Types that an autocast region may compute in.
+AUTOCAST_DTYPES = ("float16", "bfloat16", "float32")
 LAYOUTS = {"strided": torch.strided}
 MEMORY_FORMATS = {
     name: getattr(torch, name) for name in ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
 }
 FLOATS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 
-#: The name of the one attribute that a loaded module has beyond those of ``nn.Module``.
-STATE_ATTRIBUTE = "_umodel"
-
-_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-_TAKEN = frozenset(dir(nn.Module())) | {STATE_ATTRIBUTE}
-
 Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 Shape = Annotated[tuple[Size, ...], Field(max_length=MAX_RANK)]
-
-
-class MalformedError(ValueError):
-    """Part of an archive is not what it should be: ``faults`` holds (where, what was expected, what came)."""
-
-    def __init__(self, faults: Iterable[tuple[str, str, str]]) -> None:
-        self.faults = tuple(faults)
-        super().__init__("; ".join(f"{where}: expected {wanted}, got {got}" for where, wanted, got in self.faults))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +79,7 @@ class InputRecord:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
+    name: str
     position: Size | None
     shape: Shape
     dtype: str
@@ -138,7 +129,7 @@ class Manifest:
 
     version: Literal[1]
     torch: str
-    inputs: tuple[InputRecord, ...]
+    inputs: Annotated[tuple[InputRecord, ...], Field(max_length=MAX_INPUTS)]
     tensors: Annotated[tuple[TensorRecord, ...], Field(max_length=MAX_TENSORS)]
     constants: Annotated[tuple[tuple[str, Shape], ...], Field(max_length=MAX_TENSORS)]
     parts: dict[str, str]
@@ -193,27 +184,11 @@ class GraphRecord:
 
     nodes: Annotated[tuple[NodeRecord, ...], Field(max_length=MAX_NODES)]
     output: Any
-    writes: tuple[tuple[str, Any], ...] = ()
+    writes: Annotated[tuple[tuple[str, Any], ...], Field(max_length=MAX_TENSORS)] = ()
 
 
 _MANIFEST = TypeAdapter(Manifest)
 _GRAPH = TypeAdapter(GraphRecord)
-
-
-def name_fault(name: str) -> str | None:
-    """Say what is wrong with the name of a parameter or buffer, or None.
-
-    >>> name_fault("layers.0.weight")
-    >>> name_fault("block.forward")
-    "part 'forward' is taken by nn.Module"
-    """
-    if len(name) > 1000 or not _NAME.fullmatch(name):
-        return "only letters, digits, '_' and single dots may be used"
-    parts = name.split(".")
-    for part in parts:
-        if part in _TAKEN or (part.startswith("__") and part.endswith("__")):
-            return f"part {part!r} is taken by nn.Module"
-    return None
 
 
 def encode(record: Manifest | GraphRecord) -> bytes:
@@ -223,9 +198,22 @@ def encode(record: Manifest | GraphRecord) -> bytes:
 
 
 def decode_manifest(raw: bytes) -> Manifest:
-    """Read the manifest and check that it agrees with itself. Raises MalformedError with all faults of a stage."""
-    manifest = _validate(_MANIFEST, MANIFEST, raw)
-    faults = list(_manifest_faults(manifest))
+    """Read the manifest; what its tensors and names are is not checked here. Raises MalformedError."""
+    value = parse_json(MANIFEST, raw)
+    version = value.get("version") if isinstance(value, dict) else None
+    if type(version) is int and version != VERSION:
+        remedy = "use a newer unified" if version > VERSION else "write the file again with unified.export"
+        wanted = f"version {VERSION} of the format, which this reads"
+        raise MalformedError(
+            [Fault(code="E-VERSION", where=MANIFEST, expected=wanted, given=f"version {version}", remedy=remedy)]
+        )
+    manifest: Manifest = validate(_MANIFEST, MANIFEST, raw)
+    faults = []
+    if set(manifest.parts) != {*PARTS} - {MANIFEST}:
+        faults.append(_fault("parts", "the SHA-256 of every other part", repr(sorted(manifest.parts))[:200]))
+    for record in manifest.inputs:
+        if record.dtype not in STORED_DTYPES:
+            faults.append(_fault(f"inputs.{record.name[:100]}", f"a type of {sorted(STORED_DTYPES)}", repr(record.dtype)[:50]))
     if faults:
         raise MalformedError(faults)
     return manifest
@@ -233,91 +221,12 @@ def decode_manifest(raw: bytes) -> Manifest:
 
 def decode_graph(part: str, raw: bytes) -> GraphRecord:
     """Read one graph; its operators and references are not checked here. Raises MalformedError."""
-    return _validate(_GRAPH, part, raw)
-
-
-def parse_json(part: str, raw: bytes, *, limit: int = MAX_JSON_BYTES) -> Any:
-    """Parse JSON strictly: no key twice, no NaN, no huge integer, no abyss. Raises MalformedError."""
-
-    def refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        record = dict(pairs)
-        if len(record) != len(pairs):
-            raise ValueError("a key that stands twice in one object")
-        return record
-
-    def refuse_constant(text: str) -> Any:
-        raise ValueError(f"the number {text}")
-
-    def parse_int(text: str) -> int:
-        if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 64:
-            raise ValueError(f"an integer of {len(text)} digits")
-        return int(text)
-
-    if len(raw) > limit:
-        raise MalformedError([(part, f"at most {limit} bytes", f"{len(raw)} bytes")])
-    try:
-        return json.loads(raw.decode(), object_pairs_hook=refuse_twice, parse_constant=refuse_constant, parse_int=parse_int)
-    except (ValueError, RecursionError) as error:
-        raise MalformedError([(part, "strict JSON", str(error)[:200])]) from error
-
-
-def _validate(adapter: TypeAdapter, part: str, raw: bytes) -> Any:
     parse_json(part, raw)
-    try:
-        return adapter.validate_json(raw)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
-        raise MalformedError(
-            (".".join([part, *map(str, fault["loc"])]), fault["msg"], repr(fault["input"])[:100]) for fault in found[:20]
-        ) from error
+    return validate(_GRAPH, part, raw)
 
 
-def _manifest_faults(manifest: Manifest) -> Iterable[tuple[str, str, str]]:
-    if set(manifest.parts) != {*PARTS} - {MANIFEST}:
-        yield "manifest.json.parts", "the SHA-256 of every other part", repr(sorted(manifest.parts))[:200]
-    if not manifest.inputs:
-        yield "manifest.json.inputs", "at least one input", "none"
-    if len({record.name for record in manifest.inputs}) != len(manifest.inputs):
-        yield "manifest.json.inputs", "names that differ", repr([i.name for i in manifest.inputs])[:200]
-    for dtype, where in [(i.dtype, i.name) for i in manifest.inputs]:
-        if dtype not in STORED_DTYPES:
-            yield f"manifest.json.inputs.{where}", f"a type of {sorted(STORED_DTYPES)}", repr(dtype)
-    seen: dict[str, TensorRecord] = {}
-    for record in manifest.tensors:
-        yield from _tensor_faults(record, seen)
-        seen[record.name] = record
-    for index, (dtype, _) in enumerate(manifest.constants):
-        if dtype not in STORED_DTYPES:
-            yield f"manifest.json.constants.{index}", f"a type of {sorted(STORED_DTYPES)}", repr(dtype)
-
-
-def _tensor_faults(record: TensorRecord, seen: dict[str, TensorRecord]) -> Iterable[tuple[str, str, str]]:
-    where = f"manifest.json.tensors.{record.name[:100]}"
-    fault = name_fault(record.name)
-    if fault is not None:
-        yield where, "a name that nn.Module allows", fault
-    prefixes = record.name.split(".")
-    if record.name in seen or any(".".join(prefixes[:n]) in seen for n in range(1, len(prefixes))):
-        yield where, "a name of its own", "one that is taken, or that a tensor's name begins with"
-    if record.dtype not in STORED_DTYPES:
-        yield where, f"a type of {sorted(STORED_DTYPES)}", repr(record.dtype)
-    if record.requires_grad and "float" not in record.dtype:
-        yield where, "a floating-point type, as it is trained", repr(record.dtype)
-    if sorted(record.order) != list(range(len(record.shape))):
-        yield where, "the order of all its dimensions", repr(record.order)
-    if record.tie is not None:
-        yield from _tie_faults(where, record, seen.get(record.tie))
-
-
-def _tie_faults(where: str, record: TensorRecord, other: TensorRecord | None) -> Iterable[tuple[str, str, str]]:
-    if other is None or other.tie is not None:
-        yield where, "a tie to an earlier tensor that is itself not tied", repr(record.tie)
-    elif dataclasses.replace(other, name=record.name, tie=record.tie, persistent=record.persistent) != record:
-        yield (
-            where,
-            f"the same kind, type and shape as {other.name!r} to which it is tied",
-            repr(record)[:200],
-        )
+def _fault(where: str, expected: str, given: str) -> Fault:
+    return Fault(code="E-SCHEMA", where=f"{MANIFEST}.{where}", expected=expected, given=given)
 
 
 def _plain(record: Any) -> Any:

@@ -5,65 +5,65 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import mmap
-import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from unified.errors import InvalidSubmission, Problem
-from unified.submission.graph_rules import graph_faults
+from unified.errors import InvalidSubmission
+from unified.submission.graph_rules import check_graphs
 from unified.submission.interpreter import ArchiveModule
-from unified.submission.safetensors_part import read_header, read_tensor
+from unified.submission.safetensors_part import Entry, read_tensor
+from unified.submission.umodel_faults import Fault, MalformedError, malformed
 from unified.submission.umodel_format import (
     GRAPHS,
     MANIFEST,
     MAX_ARCHIVE_BYTES,
-    MAX_JSON_BYTES,
-    PARTS,
     WEIGHTS,
     GraphRecord,
-    MalformedError,
     Manifest,
     decode_graph,
     decode_manifest,
 )
-
-_LOCAL_HEADER_BYTES = 30
-_REMEDY = "write the file again with unified.export(model, example_inputs, path)"
+from unified.submission.umodel_names import name_faults
+from unified.submission.umodel_tensors import check_tensors
+from unified.submission.umodel_zip import find_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
-    """An archive whose parts have been found, hashed and checked, except for the graphs' own rules.
+    """An archive whose parts have been found, parsed and hashed: the stages of its size, zip, schema and hashes are passed.
 
     Attributes:
         manifest: Its manifest.
+        graphs: Its graphs by mode; their own rules are not checked yet.
         parts: The bytes of each part, mapped.
     """
 
     manifest: Manifest
+    graphs: dict[str, GraphRecord]
     parts: dict[str, memoryview]
 
-    def graph(self, mode: str) -> GraphRecord:
-        """Return the graph of ``"train"`` or ``"eval"``; raises MalformedError."""
-        part = GRAPHS[mode]
-        graph = decode_graph(part, bytes(self.parts[part]))
-        faults = graph_faults(graph, self.manifest)
-        if faults:
-            raise MalformedError((part, "a graph that keeps the rules", fault) for fault in faults[:20])
-        return graph
+    def entries(self, *, finite: bool) -> dict[str, Entry]:
+        """Pass the stage of tensors: return where each stored one lies; raises MalformedError."""
+        return check_tensors(self.manifest, self.parts[WEIGHTS], finite=finite)
 
-    def tensors(self, *, without: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
-        """Yield the stored tensors by name, in memory of their own, except those ``without``; raises MalformedError."""
-        weights = self.parts[WEIGHTS]
-        header = read_header(weights, self.manifest.stored())
+    def check_model(self) -> None:
+        """Pass the stages of names, graphs and operators; raises MalformedError."""
+        faults = list(name_faults(self.manifest, self.graphs))
+        if faults:
+            raise MalformedError(faults)
+        check_graphs(self.graphs, self.manifest)
+
+    def tensors(self, entries: Mapping[str, Entry], *, without: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
+        """Yield the stored tensors by name, in memory of their own, except those ``without``."""
         orders = {record.name: record.order for record in self.manifest.tensors}
-        for name, entry in header.items():
+        for name, entry in entries.items():
             if name not in without:
-                yield name, read_tensor(weights, entry, orders.get(name))
+                yield name, read_tensor(self.parts[WEIGHTS], entry, orders.get(name))
 
 
 def load_umodel(path: Path | str, *, job: str | None = None, finite: bool = True) -> ArchiveModule:
@@ -73,24 +73,25 @@ def load_umodel(path: Path | str, *, job: str | None = None, finite: bool = True
     ``eval()`` choose between the graphs; it takes the inputs that the original took and returns tensors, tuples, lists or dicts
     of them.
 
+    The file passes the stages of :mod:`unified.validation` in their order; nobody may write to it meanwhile, as it is mapped.
+
     Args:
         path: A file written by :func:`unified.export`.
         job: Whose it is, for messages; the file's name if not given.
         finite: Refuse weights that are NaN or infinite.
 
     Raises:
-        InvalidSubmission: If the file is damaged, or holds what is not allowed.
+        InvalidSubmission: If the file is damaged, or holds what is not allowed: with all that is wrong at the first stage
+            that it does not pass.
     """
     path = Path(path)
     with _reporting(path, job):
         archive = open_archive(path)
-        graphs = {mode: archive.graph(mode) for mode in GRAPHS}
-        tensors = dict(archive.tensors())
-        for record in archive.manifest.tensors:
-            if finite and record.kind == "parameter" and record.tie is None:
-                _check_finite(record.name, tensors[record.name])
+        entries = archive.entries(finite=finite)
+        archive.check_model()
+        tensors = dict(archive.tensors(entries))
         constants = [tensors[f"constant:{i}"] for i in range(len(archive.manifest.constants))]
-        return ArchiveModule(archive.manifest, graphs, tensors, constants)
+        return ArchiveModule(archive.manifest, archive.graphs, tensors, constants)
 
 
 def read_manifest(path: Path | str, *, job: str | None = None) -> Manifest:
@@ -101,79 +102,56 @@ def read_manifest(path: Path | str, *, job: str | None = None) -> Manifest:
     """
     path = Path(path)
     with _reporting(path, job):
-        return decode_manifest(bytes(_find_parts(path, _map(path))[MANIFEST]))
+        manifest = decode_manifest(bytes(find_parts(_map(path))[MANIFEST]))
+        faults = list(name_faults(manifest, {}))
+        if faults:
+            raise MalformedError(faults)
+        return manifest
 
 
 def open_archive(path: Path) -> Archive:
-    """Map an archive, find its parts and check them against their hashes.
+    """Map an archive, find its parts, parse them and check them against their hashes.
 
     Raises:
         MalformedError: If anything is wrong.
         OSError: If the file cannot be read.
     """
-    parts = _find_parts(path, _map(path))
-    manifest = decode_manifest(bytes(parts[MANIFEST]))
+    parts = find_parts(_map(path))
+    manifest, *graphs = _decoded(
+        lambda: decode_manifest(bytes(parts[MANIFEST])),
+        *(lambda part=part: decode_graph(part, bytes(parts[part])) for part in GRAPHS.values()),
+    )
     faults = [
-        (part, f"SHA-256 {expected[:100]}", digest)
+        Fault(code="E-HASH", where=part, expected=f"SHA-256 {expected[:100]}", given=digest)
         for part, expected in manifest.parts.items()
         if (digest := hashlib.sha256(parts[part]).hexdigest()) != expected
     ]
     if faults:
         raise MalformedError(faults)
-    return Archive(manifest=manifest, parts=parts)
+    return Archive(manifest=manifest, graphs=dict(zip(GRAPHS, graphs, strict=True)), parts=parts)
+
+
+def _decoded(*decoders: Callable[[], Any]) -> list[Any]:
+    """Decode all parts; what is wrong with any of them is told together."""
+    records, errors = [], []
+    for decode in decoders:
+        try:
+            records.append(decode())
+        except MalformedError as error:
+            errors.append(error)
+    if errors:
+        raise MalformedError(chain.from_iterable(error.faults for error in errors)) from errors[0]
+    return records
 
 
 def _map(path: Path) -> memoryview:
     """Map a file; the map is closed when nothing refers to it any more."""
     size = path.stat().st_size
     if not 0 < size <= MAX_ARCHIVE_BYTES:
-        raise MalformedError([(path.name, f"1 to {MAX_ARCHIVE_BYTES} bytes", f"{size} bytes")])
+        raise malformed("E-SIZE", "the archive", f"1 to {MAX_ARCHIVE_BYTES} bytes", f"{size} bytes")
     with path.open("rb") as file:
         # copy on write: torch warns of memory that may not be written, though nothing here writes to it
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-
-
-def _find_parts(path: Path, content: memoryview) -> dict[str, memoryview]:
-    """Find where each part lies in the zip; raises MalformedError unless it is laid out as ours are."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
-            end = archive.start_dir
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
-        raise MalformedError([(path.name, "a zip archive", str(error)[:200])]) from error
-    names = [entry.filename for entry in entries]
-    if sorted(names) != sorted(PARTS):
-        raise MalformedError([(path.name, f"the parts {sorted(PARTS)}", repr(names)[:200])])
-    parts: dict[str, memoryview] = {}
-    position = 0
-    for entry in entries:
-        start, stop = _extent(path, content, entry)
-        if entry.header_offset < position or stop > end:
-            raise MalformedError([(entry.filename, "a place of its own", "one that overlaps another")])
-        if entry.filename != WEIGHTS and stop - start > MAX_JSON_BYTES:
-            raise MalformedError([(entry.filename, f"at most {MAX_JSON_BYTES} bytes", f"{stop - start}")])
-        parts[entry.filename] = content[start:stop]
-        position = stop
-    return parts
-
-
-def _extent(path: Path, content: memoryview, entry: zipfile.ZipInfo) -> tuple[int, int]:
-    plain = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 0x1
-    if not plain or entry.compress_size != entry.file_size:
-        raise MalformedError([(entry.filename, "a part stored as it is", "a compressed or encrypted one")])
-    header = bytes(content[entry.header_offset : entry.header_offset + _LOCAL_HEADER_BYTES])
-    if len(header) < _LOCAL_HEADER_BYTES or header[:4] != b"PK\x03\x04":
-        raise MalformedError([(path.name, f"a local header of {entry.filename}", "none")])
-    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    start = entry.header_offset + _LOCAL_HEADER_BYTES + lengths
-    return start, start + entry.file_size
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    if tensor.is_floating_point() and tensor.numel():
-        low, high = torch.aminmax(tensor)
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise MalformedError([(name, "finite weights", f"values from {low} to {high}")])
 
 
 @contextlib.contextmanager
@@ -183,13 +161,8 @@ def _reporting(path: Path, job: str | None) -> Iterator[None]:
     try:
         yield
     except MalformedError as error:
-        raise InvalidSubmission(
-            _problem(name, f"{path.name}: {where}", wanted, got) for where, wanted, got in error.faults
-        ) from error
+        raise InvalidSubmission(fault.problem(name, path.name) for fault in error.faults) from error
     except OSError as error:
         given = error.strerror or type(error).__name__
-        raise InvalidSubmission([_problem(name, str(path), "a readable file", given)]) from error
-
-
-def _problem(job: str, field: str, expected: str, given: str) -> Problem:
-    return Problem(code="E-UMODEL", job=job, field=field, expected=expected, given=given, remedy=_REMEDY)
+        fault = Fault(code="E-READ", where=path.name, expected="a readable file", given=given, remedy="make it readable")
+        raise InvalidSubmission([fault.problem(name, path.name)]) from error

@@ -20,6 +20,7 @@ from unified.submission.graph_export import Subject
 from unified.submission.graph_trace import trace
 from unified.submission.safetensors_part import write_tensors
 from unified.submission.tensor_records import describe_tensors
+from unified.submission.umodel_faults import MalformedError
 from unified.submission.umodel_format import (
     GRAPHS,
     MANIFEST,
@@ -27,7 +28,6 @@ from unified.submission.umodel_format import (
     VERSION,
     WEIGHTS,
     InputRecord,
-    MalformedError,
     Manifest,
     encode,
 )
@@ -117,7 +117,7 @@ def rewrite_weights(src_path: Path | str, state_dict: Mapping[str, Tensor], dst_
     src_path, dst_path = Path(src_path), Path(dst_path)
     try:
         archive = open_archive(src_path)
-        stored = dict(archive.tensors(without=state_dict.keys()))
+        stored = dict(archive.tensors(archive.entries(finite=False), without=state_dict.keys()))
     except MalformedError as error:
         raise UnifiedError(f"{src_path}: {error}") from error
     _check_state_dict(archive.manifest, state_dict)

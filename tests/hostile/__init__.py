@@ -1,0 +1,1 @@
+"""What an attacker would hand in, and the proof that it is refused."""
