@@ -146,11 +146,9 @@ def _argument_problems(candidate: Candidate, parameters: dict[str, inspect.Param
             remedy = did_you_mean(name, parameters, f"known are {', '.join(parameters) or 'none'}")
             expected = f"a keyword argument of {candidate.full_name}"
             yield candidate.problem("E-FIELD", name, expected, describe(value), remedy)
-        elif (fitting := _fitting(parameters[name])) is not None and not _fits(value, fitting):
-            named = fitting - {"int"} if "float" in fitting else fitting
-            expected = " or ".join(word for kind, word in _WORDS.items() if kind in named)
+        elif (fitting := annotated_kinds(parameters[name])) is not None and not is_of_kind(value, fitting):
             remedy = or_sweep(f"{candidate.field}.{name}", value, f"see {candidate.full_name}")
-            yield candidate.problem("E-TYPE", name, expected, describe(value), remedy)
+            yield candidate.problem("E-TYPE", name, kinds_in_words(fitting), describe(value), remedy)
     for name, parameter in parameters.items():
         if _is_required(parameter) and name not in kwargs:
             yield candidate.problem("E-MISSING", name, "a value", "nothing", f"{candidate.full_name} needs it")
@@ -160,7 +158,7 @@ def _is_required(parameter: inspect.Parameter) -> bool:
     return parameter.default is inspect.Parameter.empty
 
 
-def _fitting(parameter: inspect.Parameter) -> frozenset[str] | None:
+def annotated_kinds(parameter: inspect.Parameter) -> frozenset[str] | None:
     """Return the kinds of JSON values that a parameter takes, None if it does not say."""
     words = set(re.findall(r"[A-Za-z_]\w*", str(parameter.annotation)))
     if "Callable" in words:
@@ -171,17 +169,24 @@ def _fitting(parameter: inspect.Parameter) -> frozenset[str] | None:
     return kinds or None
 
 
-def _fits(value: object, fitting: frozenset[str]) -> bool:
+def is_of_kind(value: object, fitting: frozenset[str]) -> bool:
+    """Return whether a JSON value is of one of these kinds."""
     if isinstance(value, list) and "bool" not in fitting and any(isinstance(item, bool) for item in value):
         return False
     return type(value).__name__ in fitting
+
+
+def kinds_in_words(fitting: frozenset[str]) -> str:
+    """Return what values of these kinds are called in a message."""
+    named = fitting - {"int"} if "float" in fitting else fitting
+    return " or ".join(word for kind, word in _WORDS.items() if kind in named)
 
 
 def _stand_in(parameter: inspect.Parameter) -> Any:
     """Return a value to try the other arguments with."""
     if parameter.name == "schedulers":
         return ["ConstantLR", "ConstantLR"]
-    return [1] if "list" in (_fitting(parameter) or ()) else 1
+    return [1] if "list" in (annotated_kinds(parameter) or ()) else 1
 
 
 def _value_problems(candidate: Candidate, trial: Trial, kwargs: Arguments, stand_ins: Arguments) -> Iterator[Problem]:

@@ -228,7 +228,7 @@ class _Found:
 
 def _model_ref(spec: JobSpec, request: Inspect) -> ModelRef:
     path = _resolve(request, str(spec.model), "model", spec.name)
-    return recognise(path, job=spec.name, trust=request.trust, staged=request.staged)
+    return recognise(path, job=spec.name, trust=request.trust, staged=request.staged, architecture=spec.architecture)
 
 
 def _dataset(spec: JobSpec, source: object, request: Inspect, train: DatasetRef | None) -> DatasetRef:

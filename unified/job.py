@@ -21,6 +21,7 @@ from pydantic import (
 
 from unified.errors import InvalidSubmission, Problem
 from unified.job_parts import (
+    ArchitectureSpec,
     CheckpointSpec,
     DataSpec,
     EarlyStopping,
@@ -32,6 +33,7 @@ from unified.job_parts import (
 )
 from unified.job_problems import MAX_PROBLEMS, problems_in
 from unified.job_rules import (
+    architecture_problems,
     data_problems,
     early_stopping_problems,
     length_problems,
@@ -61,6 +63,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterable[Problem]]], ...] = (
     (("early_stopping", "metrics", "data"), early_stopping_problems),
     (("data",), data_problems),
     (("lr_scheduler",), schedule_problems),
+    (("architecture", "model"), architecture_problems),
 )
 
 #: Well-formed values for what is missing or malformed, so that everything else can be checked all the same.
@@ -87,6 +90,7 @@ _NOT_TRAINING = {
     "exclusive",
     "checkpoint",
     "model",
+    "architecture",  # counts as part of the model
     "sweep",
     "from_sweep",
 }
@@ -111,6 +115,7 @@ class JobSpec(Part):
             first job again.
         user: Whose job it is.
         model: Path of the model, or an ``nn.Module``.
+        architecture: Of a model file that holds weights alone: what they are the weights of.
         data: What it trains and is tested on.
         loss: A loss of ``torch.nn``, by name or as ``{"name": …, **kwargs}``.
         metrics: What to measure on the test set: names of :data:`unified.metrics.METRIC_NAMES`.
@@ -167,6 +172,7 @@ class JobSpec(Part):
     client_token: ClientToken | None = None
     user: UserName | None = None
     model: ModelSource
+    architecture: ArchitectureSpec | None = None
     data: DataSpec
     loss: LossSpec
     metrics: MetricNames = ()

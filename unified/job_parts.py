@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -110,6 +111,32 @@ class EarlyStopping(Part):
     metric: Annotated[str, WithJsonSchema({"enum": list(HIGHER_IS_BETTER)})]
     patience: PositiveInt
     min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class ArchitectureSpec(Part):
+    """What a model file of weights alone is the weights of: a class that a library knows by name, or a list of layers.
+
+    Attributes:
+        library: Where the name is known.
+        name: The name, as the library lists it; of ``transformers``, a class.
+        arguments: What it is called with.
+        layers: Layers of ``torch.nn``, one after another, each ``{"name": …, **arguments}``; a list in it is nested.
+    """
+
+    library: Literal["torchvision", "timm", "transformers"] | None = None
+    name: Annotated[str, Field(min_length=1)] | None = None
+    arguments: dict[str, Plain] = {}
+    layers: list[Plain] | None = None
+
+    def canonical(self) -> str:
+        """Return it as JSON text, the same for the same architecture.
+
+        Example:
+            >>> ArchitectureSpec(library="timm", name="resnet18").canonical()
+            '{"library":"timm","name":"resnet18"}'
+        """
+        said = {field: value for field, value in self.model_dump(mode="json").items() if value not in (None, {})}
+        return json.dumps(said, sort_keys=True, separators=(",", ":"))
 
 
 class FromSweep(Part):

@@ -15,7 +15,7 @@ from unified.errors import Problem
 MAX_PROBLEMS = 100  #: of one job; nobody reads on, and a hostile file could have a million
 
 #: Fields that all members of a sweep share: who it is, where it goes, and its one model and data, which are read once.
-NOT_SWEPT = frozenset({"name", "id", "user", "client_token", "model", "data", "sweep", "from_sweep"})
+NOT_SWEPT = frozenset({"name", "id", "user", "client_token", "model", "architecture", "data", "sweep", "from_sweep"})
 
 _LONGEST = 80
 _TYPES = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 
 from unified.errors import Problem
-from unified.job_parts import DataSpec, EarlyStopping, LRSchedulerSpec
+from unified.job_parts import ArchitectureSpec, DataSpec, EarlyStopping, LRSchedulerSpec
 from unified.job_problems import describe, did_you_mean
 from unified.metrics import HIGHER_IS_BETTER, METRIC_NAMES
 
@@ -100,6 +100,28 @@ def data_problems(job: str, data: DataSpec) -> Iterator[Problem]:
             given=describe(data.columns.inputs),
             remedy="leave out columns, or name a table in data.train",
         )
+
+
+def architecture_problems(job: str, architecture: ArchitectureSpec | None, model: object) -> Iterator[Problem]:
+    """Yield what keeps an architecture from being one: a name of a library, or a list of layers, for a file of weights."""
+    if architecture is None:
+        return
+    library, name, layers = architecture.library, architecture.name, architecture.layers
+    faults: list[tuple[str, str, str, str, str]] = []
+    if not isinstance(model, str):
+        faults.append(("E-VALUE", "", "null, as an nn.Module says itself what it is", "an architecture", "leave it out"))
+    if (library is None and name is None) == (layers is None):
+        given = "neither" if layers is None else "both"
+        faults.append(("E-VALUE", "", "either library and name, or layers", given, "give one of them"))
+    elif layers is None and (library is None or name is None):
+        missing = "name" if name is None else "library"
+        faults.append(("E-MISSING", f".{missing}", "a library and a name that it knows", "nothing", "add it"))
+    if architecture.arguments and library not in ("torchvision", "timm"):
+        remedy = "write them into the layers, or into config.json"
+        faults.append(("E-VALUE", ".arguments", "none", describe(architecture.arguments), remedy))
+    for code, field, expected, given, remedy in faults:
+        place = f"architecture{field}"
+        yield Problem(code=code, job=job, field=place, expected=expected, given=given, remedy=remedy)
 
 
 def schedule_problems(job: str, lr_scheduler: LRSchedulerSpec | None) -> Iterator[Problem]:

@@ -25,12 +25,14 @@ from unified.member import Member
 from unified.messages import Returned
 from unified.queue.files import sync_tree, write_durably
 from unified.submission.models import load_model
+from unified.submission.pretrained import CONFIG
 from unified.submission.trusted import save_trusted
 from unified.submission.umodel_read import load_umodel
 from unified.submission.umodel_write import rewrite_weights
 from unified.summary import finite
 
 NUM_PROOF_SAMPLES = 8
+MODULE = "model.pt"  #: a whole module, rebuilt and saved with its new weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,13 @@ def write_departure(departure: Departure) -> None:
     model = departure.model
     if model.form is ModelForm.UMODEL:
         rewrite_weights(model.path, departure.separated.state_dict, folder / "model.umodel")
-    elif model.form is not ModelForm.OBJECT:
+    elif model.form is ModelForm.MODULE:
+        module = load_model(model)
+        module.load_state_dict(departure.separated.state_dict, strict=True)
+        torch.save(module, folder / MODULE)
+    elif model.form is ModelForm.PRETRAINED:
+        write_durably(folder / CONFIG, (model.path / CONFIG).read_bytes())
+    elif model.runs_code:
         save_trusted(model.path, model.form, departure.separated.state_dict, folder / f"model{model.path.suffix}")
     lines = "".join(json.dumps(finite(row)) + "\n" for row in departure.rows)
     write_durably(folder / "metrics.jsonl", lines.encode())
@@ -101,6 +109,9 @@ def verify_departure(departure: Departure) -> Returned:
     if departure.model.form is ModelForm.UMODEL:
         returned = load_umodel(departure.folder / "model.umodel", finite=False)  # a job may keep its NaNs
         _raise_if(departure.name, "model.umodel differs", verify(departure.separated, returned))
+    if departure.model.form is ModelForm.MODULE:
+        written = ModelRef(path=departure.folder / MODULE, form=ModelForm.MODULE, sha256="")
+        _raise_if(departure.name, f"{MODULE} differs", verify(departure.separated, load_model(written, finite=False)))
     restored.load_state_dict(read_weights(departure.folder), strict=True)
     _raise_if(departure.name, "the files differ from the trained weights", verify(departure.separated, restored))
     with torch.no_grad():

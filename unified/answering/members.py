@@ -116,7 +116,7 @@ def _spread(path: Path) -> list[Path]:
 
 
 def _loaded(source: ModelSource, *, trust: bool) -> Answerer:
-    ref = recognise(source.file, job=source.name, trust=trust, staged=False)
+    ref = recognise(source.file, job=source.name, trust=trust, staged=False, architecture=source.architecture)
     model = load_model(ref, job=source.name).eval()
     return Answerer(name=source.name, model=model, source=source, sha256=ref.sha256, form=ref.form)
 

@@ -170,7 +170,7 @@ def model_and_example(path: Path, *, trust: bool) -> tuple[nn.Module, Example]:
         InvalidSubmission: If there is none, or it needs trust it does not have.
     """
     source = find_model(path)
-    ref = recognise(source.file, job=path.name, trust=trust, staged=False)
+    ref = recognise(source.file, job=path.name, trust=trust, staged=False, architecture=source.architecture)
     model = load_model(ref, job=path.name)
     if ref.form is ModelForm.UMODEL:
         return model, umodel_example(source.file, NUM_EXAMPLES)

@@ -16,6 +16,7 @@ from unified.errors import InvalidSubmission, Problem
 from unified.fusing.rows import map_inputs
 from unified.fusing.sources import RESULT, read_result
 from unified.job import JobSpec
+from unified.job_parts import ArchitectureSpec
 from unified.submission.umodel_format import DTYPES
 from unified.submission.umodel_read import read_manifest
 
@@ -37,6 +38,11 @@ class ModelSource:
     path: Path
     file: Path
     spec: JobSpec | None
+
+    @property
+    def architecture(self) -> ArchitectureSpec | None:
+        """What the job declares of a file of weights."""
+        return None if self.spec is None else self.spec.architecture
 
 
 def find_model(path: Path) -> ModelSource:

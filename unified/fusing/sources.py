@@ -24,7 +24,7 @@ class FinishedJob:
     Attributes:
         name: What its task will be called.
         folder: Where its result is.
-        model: Its trained model, a file that may need trust.
+        model: Its trained model: a file that may need trust, one of weights whose architecture is the job's, or a folder.
         spec: What was handed in.
         metrics: The last row of its metrics; what was not finite is left out.
         train: Its training data, None where the result does not say.
@@ -108,7 +108,7 @@ def read_result(folder: Path) -> FinishedJob:
     return FinishedJob(
         name=name,
         folder=folder,
-        model=_model_file(name, folder),
+        model=_model_file(name, folder, spec),
         spec=spec,
         metrics={key: value for key, value in content.get("metrics", {}).items() if isinstance(value, int | float)},
         train=_dataset(datasets.get("train")),
@@ -116,7 +116,12 @@ def read_result(folder: Path) -> FinishedJob:
     )
 
 
-def _model_file(name: str, folder: Path) -> Path:
+def _model_file(name: str, folder: Path, spec: JobSpec) -> Path:
+    weights = folder / "model.safetensors"
+    if weights.is_file() and (folder / "config.json").is_file():
+        return folder  # as save_pretrained writes one
+    if weights.is_file() and spec.architecture is not None:
+        return weights
     found = [path for suffix in (".umodel", ".pt", ".pth", ".pt2") if (path := folder / f"model{suffix}").is_file()]
     found += sorted(path for path in folder.glob("model.*") if path.suffix not in {".safetensors", ".log"})
     if found:

@@ -38,7 +38,8 @@ def task_of(job: FinishedJob, inputs: Inputs, *, trust: bool) -> Task:
         InvalidSubmission: If the model's file is damaged, or needs trust it does not have.
         UnifiedError: If the model does not take the samples.
     """
-    model = load_model(recognise(job.model, job=job.name, trust=trust, staged=False), job=job.name).eval()
+    ref = recognise(job.model, job=job.name, trust=trust, staged=False, architecture=job.spec.architecture)
+    model = load_model(ref, job=job.name).eval()
     loss = job.spec.loss.name
     return Task(
         name=job.name,

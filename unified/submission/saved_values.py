@@ -1,0 +1,85 @@
+"""The plain values in the description of a pickle: compared with real ones, and told in words."""
+
+from __future__ import annotations
+
+import types
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from unified.submission.pickle_machine import Global, Made, StorageRef
+from unified.submission.stored_tensors import ORDERED_DICT
+
+MAX_DEPTH = 4
+MAX_SHOWN = 100
+
+_SET = Global("__builtin__", "set")
+_SIZE = Global("torch", "Size")
+
+
+def mapping(described: Any) -> dict[Any, Any] | None:
+    """Return a dict or an ``OrderedDict`` as a dict; None if it is none, or has a key twice or one of another kind."""
+    if isinstance(described, dict):
+        return described
+    is_ordered = isinstance(described, Made) and described.maker == ORDERED_DICT and not described.is_new and not described.args
+    if not is_ordered:
+        return None
+    if not all(isinstance(key, str | int) for key, _ in described.items):
+        return None
+    found = dict(described.items)
+    return found if len(found) == len(described.items) and _has_plain_state(described.state) else None
+
+
+def equals(saved: Any, real: Any, depth: int = 0) -> bool:
+    """Return whether what a pickle describes is equal to a real value, type for type."""
+    if depth > MAX_DEPTH:
+        return False
+    if isinstance(real, torch.Size):
+        is_size = isinstance(saved, Made) and saved.maker == _SIZE and not saved.is_new and saved.state is None
+        return is_size and len(saved.args) == 1 and equals(saved.args[0], tuple(real), depth + 1)
+    if isinstance(real, set):
+        named = saved.args[0] if isinstance(saved, Made) and saved.maker == _SET and len(saved.args) == 1 else None
+        return isinstance(named, list) and len(named) == len(real) and all(isinstance(n, str) and n in real for n in named)
+    if isinstance(real, OrderedDict | dict):
+        found = mapping(saved)
+        return found is not None and found.keys() == real.keys() and all(equals(found[k], real[k], depth + 1) for k in real)
+    if isinstance(real, tuple | list):
+        same = type(saved) is type(real) and len(saved) == len(real)
+        return same and all(equals(one, other, depth + 1) for one, other in zip(saved, real, strict=True))
+    if isinstance(real, types.FunctionType | types.BuiltinFunctionType):
+        return isinstance(saved, Global) and saved == (real.__module__, real.__name__)
+    return isinstance(real, bool | int | float | str | None) and type(saved) is type(real) and saved == real
+
+
+def plain(saved: Any) -> Any:
+    """Return a saved ``torch.Size`` as a tuple, and everything else as it is."""
+    is_size = isinstance(saved, Made) and saved.maker == _SIZE and not saved.is_new and len(saved.args) == 1
+    return saved.args[0] if is_size else saved
+
+
+def in_words(value: Any) -> str:
+    """Return a short text for a message."""
+    if isinstance(value, Made):
+        return f"a {value.maker}"
+    if isinstance(value, Global):
+        return str(value)
+    if isinstance(value, StorageRef):
+        return "a storage"
+    if isinstance(value, type):
+        return value.__name__
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{str(key)[:40]}: {in_words(part)}" for key, part in [*value.items()][:8])
+        return f"{{{inner}}}"[: 2 * MAX_SHOWN]
+    if isinstance(value, list | tuple):
+        inner = ", ".join(in_words(part) if not isinstance(part, list | tuple | dict) else "…" for part in value[:8])
+        return f"{'[' if isinstance(value, list) else '('}{inner}{']' if isinstance(value, list) else ')'}"[: 2 * MAX_SHOWN]
+    if isinstance(value, bool | int | float | str | None):
+        return repr(value[:MAX_SHOWN] if isinstance(value, str) else value)
+    return f"a {type(value).__name__}"
+
+
+def _has_plain_state(state: Any) -> bool:
+    """Return whether an ``OrderedDict`` has no attributes but the notes of versions that a state dict has."""
+    return state is None or (isinstance(state, dict) and state.keys() <= {"_metadata"})

@@ -1,0 +1,132 @@
+"""Files of weights without their model, tensors only: read by name, one at a time, each checked against what the file says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unified.submission.pickle_machine import Made
+from unified.submission.refusal import refused
+from unified.submission.safetensors_part import read_header, read_tensor
+from unified.submission.saved_values import in_words, mapping
+from unified.submission.stored_tensors import StoredTensors
+from unified.submission.torch_file import TorchFile, map_file
+from unified.submission.umodel_format import (
+    DTYPES,
+    MAX_HEADER_BYTES,
+    MAX_RANK,
+    MAX_TENSORS,
+    STORED_DTYPES,
+    name_fault,
+    parse_json,
+)
+
+_BY_STORED_NAME = {stored: name for name, stored in STORED_DTYPES.items()}
+_FLAT = "save a flat mapping: torch.save(model.state_dict(), path)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """A stored tensor: its type and shape, and how to read it into memory of its own."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+def torch_weights(file: TorchFile, field: str) -> dict[str, Weight]:
+    """Return the tensors of a ``.pt`` that holds a flat mapping of names to tensors.
+
+    Raises:
+        RefusedModelError: If it holds anything else.
+    """
+    named = mapping(file.root)
+    if named is None:
+        given = "a list" if isinstance(file.root, list | tuple) else in_words(file.root)
+        raise refused("E-TENSORS", field, "a mapping of names to tensors", given, _FLAT)
+    nested = [key for key, value in named.items() if not isinstance(value, Made) or mapping(value) is not None]
+    if nested:
+        given = f"{in_words(nested[0])}, which is {in_words(named[nested[0]])[:80]}"
+        raise refused("E-TENSORS", field, "a mapping of names to tensors, and nothing in it but tensors", given, _FLAT)
+    check_names(named, field)
+    tensors = StoredTensors(file.storages)
+    found = {name: tensors.tensor(f"{field}: {name}", described) for name, described in named.items()}
+    tensors.check_overlaps()
+    return {
+        name: Weight(dtype=tensor.dtype, shape=tuple(tensor.shape), read=lambda tensor=tensor: tensor)
+        for name, tensor in found.items()
+    }
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as a safetensors file does: the length of a header, and an object in JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and 8 + int.from_bytes(start[:8], "little") <= path.stat().st_size
+
+
+def safetensors_weights(path: Path) -> dict[str, Weight]:
+    """Return the tensors of a safetensors file, which stays mapped until they are read.
+
+    Raises:
+        MalformedError: If its header is none, or the tensors do not fill the file one after another.
+        RefusedModelError: If a name is not allowed.
+        OSError: If it cannot be read.
+    """
+    content = map_file(path)
+    length = int.from_bytes(content[:8], "little")
+    if length > min(MAX_HEADER_BYTES, len(content) - 8):
+        given = f"a header of {length} bytes"
+        raise refused("E-TENSORS", path.name, "a safetensors file", given, "write it again")
+    header = parse_json(path.name, bytes(content[8 : 8 + length]), limit=MAX_HEADER_BYTES)
+    if not isinstance(header, dict) or len(header) > MAX_TENSORS + 1:
+        raise refused("E-TENSORS", path.name, f"at most {MAX_TENSORS} tensors by name", in_words(header), "write it again")
+    records = {name: record for name, record in header.items() if name != "__metadata__"}
+    check_names(records, path.name)
+    expected = {name: _said(path.name, name, record) for name, record in records.items()}
+    entries = read_header(content, expected)
+    return {
+        name: Weight(dtype=DTYPES[entry.dtype], shape=entry.shape, read=lambda entry=entry: read_tensor(content, entry, None))
+        for name, entry in entries.items()
+    }
+
+
+def check_names(names: Iterable[Any], field: str) -> None:
+    """Refuse names that no module could have.
+
+    Raises:
+        RefusedModelError: If there are such.
+    """
+    for name in names:
+        fault = name_fault(name) if isinstance(name, str) else "it is no text"
+        if fault is not None:
+            given = f"{str(name)[:80]!r}: {fault}"
+            raise refused("E-TENSORS", field, "names that parameters and buffers can have", given, "rename it")
+
+
+def _said(field: str, name: str, record: Any) -> tuple[str, tuple[int, ...]]:
+    """Return the type and shape that the header gives a tensor."""
+    dtype = _BY_STORED_NAME.get(str(record.get("dtype"))) if isinstance(record, Mapping) else None
+    shape = record.get("shape") if isinstance(record, Mapping) else None
+    whole = isinstance(shape, list) and len(shape) <= MAX_RANK and all(type(n) is int and 0 <= n < 1 << 63 for n in shape)
+    if dtype is None or not whole:
+        expected = f"a type of {sorted(_BY_STORED_NAME)} and a shape of at most {MAX_RANK} dimensions"
+        raise refused("E-TENSORS", f"{field}: {name[:80]}", expected, str(record)[:100], "write the file again")
+    assert isinstance(shape, list), "checked above"
+    return dtype, tuple(shape)
