@@ -60,7 +60,7 @@ FLOATS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 #: The name of the one attribute that a loaded module has beyond those of ``nn.Module``.
 STATE_ATTRIBUTE = "_umodel"
 
-_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _TAKEN = frozenset(dir(nn.Module())) | {STATE_ATTRIBUTE}
 
 Size = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -208,7 +208,7 @@ def name_fault(name: str) -> str | None:
     "part 'forward' is taken by nn.Module"
     """
     if len(name) > 1000 or not _NAME.fullmatch(name):
-        return "only letters, digits, '_' and single dots may be used"
+        return "only letters, digits, '_', '-' and single dots may be used"
     parts = name.split(".")
     for part in parts:
         if part in _TAKEN or (part.startswith("__") and part.endswith("__")):
