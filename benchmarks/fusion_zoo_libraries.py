@@ -74,19 +74,20 @@ def library_models() -> list[ZooModel]:
 
 def _torchvision() -> list[ZooModel]:
     arguments: dict[str, dict[str, Any]] = {"googlenet": {"init_weights": False}, "vit_b_32": {"image_size": 64}}
-    core = [_vision(name, 64, **arguments.get(name, {})) for name in _SURVEY]
-    core.append(_vision("resnext50_32x4d", 64))
+    core = [from_torchvision(name, 64, **arguments.get(name, {})) for name in _SURVEY]
+    core.append(from_torchvision("resnext50_32x4d", 64))
     return [
         *core,
-        _vision("inception_v3", 96, is_core=False, init_weights=False),
-        _vision("maxvit_t", 224, is_core=False),
-        _vision("segmentation.lraspp_mobilenet_v3_large", 64, is_core=False, weights_backbone=None),
-        _vision("segmentation.deeplabv3_mobilenet_v3_large", 64, is_core=False, weights_backbone=None),
-        _vision("video.r3d_18", (3, 4, 32, 32), is_core=False),
+        from_torchvision("inception_v3", 96, is_core=False, init_weights=False),
+        from_torchvision("maxvit_t", 224, is_core=False),
+        from_torchvision("segmentation.lraspp_mobilenet_v3_large", 64, is_core=False, weights_backbone=None),
+        from_torchvision("segmentation.deeplabv3_mobilenet_v3_large", 64, is_core=False, weights_backbone=None),
+        from_torchvision("video.r3d_18", (3, 4, 32, 32), is_core=False),
     ]
 
 
-def _vision(path: str, size: int | tuple[int, ...], *, is_core: bool = True, **arguments: Any) -> ZooModel:
+def from_torchvision(path: str, size: int | tuple[int, ...], *, is_core: bool = True, **arguments: Any) -> ZooModel:
+    """Return the model that torchvision has at ``path``, without weights, for pictures of ``size``."""
     *folders, name = path.split(".")
 
     def make() -> nn.Module:
@@ -98,15 +99,17 @@ def _vision(path: str, size: int | tuple[int, ...], *, is_core: bool = True, **a
 
 def _timm() -> list[ZooModel]:
     return [
-        *(_from_timm(name) for name in _TIMM_AT_64),
-        *(_from_timm(name, img_size=64) for name in _TIMM_WITH_SIZE),
-        *(_from_timm(name, is_core=False) for name in _TIMM_MORE_AT_64),
-        _from_timm("efficientformerv2_s0", 224, is_core=False),
-        *(_from_timm(name, is_core=False, img_size=64) for name in _TIMM_MORE_WITH_SIZE),
+        *(from_timm(name) for name in _TIMM_AT_64),
+        *(from_timm(name, img_size=64) for name in _TIMM_WITH_SIZE),
+        *(from_timm(name, is_core=False) for name in _TIMM_MORE_AT_64),
+        from_timm("efficientformerv2_s0", 224, is_core=False),
+        *(from_timm(name, is_core=False, img_size=64) for name in _TIMM_MORE_WITH_SIZE),
     ]
 
 
-def _from_timm(name: str, size: int = 64, *, is_core: bool = True, **arguments: Any) -> ZooModel:
+def from_timm(name: str, size: int = 64, *, is_core: bool = True, **arguments: Any) -> ZooModel:
+    """Return the model that timm has under ``name``, without weights, for pictures of ``size``."""
+
     def make() -> nn.Module:
         return importlib.import_module("timm").create_model(name, pretrained=False, num_classes=10, **arguments)
 

@@ -71,7 +71,7 @@ class DatasetRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What one training step needs, from fake tensors at the requested batch size.
+    """What one training step and one evaluation batch need, from fake tensors at the requested batch size.
 
     Attributes:
         num_parameters: Number of parameters, each tied one counted once.
@@ -79,6 +79,8 @@ class Estimate:
         peak_bytes: Highest total during a training step or an evaluation batch (includes ``resident_bytes``).
         flops_per_step: Floating-point operations of one forward and backward pass.
         num_ops_per_step: Number of ATen operators of one step, forward, backward and optimizer.
+        eval_peak_bytes: Highest total during an evaluation batch, ``resident_bytes`` included; 0 if it was not estimated.
+        eval_flops: Floating-point operations of an evaluation batch.
     """
 
     num_parameters: int
@@ -86,6 +88,8 @@ class Estimate:
     peak_bytes: int
     flops_per_step: int
     num_ops_per_step: int
+    eval_peak_bytes: int = 0
+    eval_flops: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,6 +139,8 @@ class _Trace:
     timeline: list[int]
     flops: int
     num_ops: int
+    eval_timeline: list[int]
+    eval_flops: int
 
 
 def _trace_fake(job: _Job, sizes: tuple[int, int]) -> _Trace:
@@ -184,15 +186,18 @@ def _extended(low: _Trace, high: _Trace, factor: float) -> _Trace:
     def extend(first: int, second: int) -> int:
         return max(second, second + round(factor * (second - first)))
 
-    if len(low.timeline) == len(high.timeline):
-        timeline = [extend(first, second) for first, second in zip(low.timeline, high.timeline, strict=True)]
-    else:
-        timeline = [extend(max(low.timeline), max(high.timeline))]
+    def extend_each(first: list[int], second: list[int]) -> list[int]:
+        if len(first) == len(second):
+            return [extend(*pair) for pair in zip(first, second, strict=True)]
+        return [extend(max(first), max(second))]
+
     return _Trace(
         resident_bytes=extend(low.resident_bytes, high.resident_bytes),  # sparse gradients grow with the batch
-        timeline=timeline,
+        timeline=extend_each(low.timeline, high.timeline),
         flops=extend(low.flops, high.flops),
         num_ops=extend(low.num_ops, high.num_ops),
+        eval_timeline=extend_each(low.eval_timeline, high.eval_timeline),
+        eval_flops=extend(low.eval_flops, high.eval_flops),
     )
 
 
@@ -209,17 +214,28 @@ def _trace(
         optimizer = job.optimizer_factory(module.parameters())
         _prefer_foreach(optimizer, job.device)
         step = _train_step(job, tracker, (module.train(), loss, optimizer), make_batch(sizes[0]))
-        before_evaluation = len(tracker.timeline)
+        before_evaluation, flops_before = len(tracker.timeline), tracker.flops
         with torch.no_grad(), job.autocast():
             _loss(job, module.eval(), loss, make_batch(sizes[1]))
     kept = [*module.parameters(), *module.buffers(), *optimizer.state.values()]
     kept += [parameter.grad for parameter in module.parameters()]
     return _Trace(
         resident_bytes=_tracker(job.device, kept).live_bytes,
-        timeline=step.timeline + tracker.timeline[before_evaluation:],
+        timeline=step.timeline,
         flops=step.flops,
         num_ops=step.num_ops,
+        eval_timeline=tracker.timeline[before_evaluation:],
+        eval_flops=tracker.flops - flops_before,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A training step: live bytes after each operator, and what it did."""
+
+    timeline: list[int]
+    flops: int
+    num_ops: int
 
 
 def _train_step(
@@ -227,7 +243,7 @@ def _train_step(
     tracker: MemoryTracker,
     parts: tuple[nn.Module, Any, torch.optim.Optimizer],
     batch: tuple[Inputs, torch.Tensor],
-) -> _Trace:
+) -> _Step:
     """Run one step as the trainer does, its last part twice: the optimizer's state comes with its first step only."""
     module, loss, optimizer = parts
     start, num_ops_before = len(tracker.timeline), tracker.num_ops
@@ -246,8 +262,7 @@ def _train_step(
     second, num_ops_second = len(tracker.timeline), tracker.num_ops
     optimizer.step()
     tracker.assumed_scalar = None
-    return _Trace(
-        resident_bytes=0,
+    return _Step(
         timeline=[live + state_bytes for live in tracker.timeline[start:middle]] + tracker.timeline[second:],
         flops=flops,
         num_ops=num_ops_middle - num_ops_before + tracker.num_ops - num_ops_second,
@@ -291,12 +306,15 @@ def _repeated(tensor: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _to_estimate(module: nn.Module, trace: _Trace) -> Estimate:
+    eval_peak_bytes = max([trace.resident_bytes, *trace.eval_timeline])
     return Estimate(
         num_parameters=count_parameters(module),
         resident_bytes=trace.resident_bytes,
-        peak_bytes=max(trace.resident_bytes, *trace.timeline),
+        peak_bytes=max([eval_peak_bytes, *trace.timeline]),
         flops_per_step=trace.flops,
         num_ops_per_step=trace.num_ops,
+        eval_peak_bytes=eval_peak_bytes,
+        eval_flops=trace.eval_flops,
     )
 
 

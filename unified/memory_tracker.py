@@ -58,6 +58,7 @@ class MemoryTracker(TorchDispatchMode):
         self.assumed_scalar: float | None = None
         self._granularity = granularity
         self._storages: dict[int, _Storage] = {}
+        self._product: weakref.ref[torch.Tensor] | None = None  # of the operator before, if that was a matrix product
 
     def hold(self, tree: object) -> None:
         """Count the tensors in ``tree`` (a tensor, or nested containers of them) from now on."""
@@ -84,9 +85,16 @@ class MemoryTracker(TorchDispatchMode):
         if func not in _ARTEFACTS:
             self.num_ops += 1
             self.flops += count_flops(func, args, kwargs, output)
-        if not (self.is_backward and _is_accumulation(func, args)):
+        if not (self.is_backward and _is_accumulation(func, args)) and not self._is_bias(func, args):
             self.timeline.append(self.live_bytes + max(0, cost.temporary_bytes))
+        self._product = weakref.ref(output) if func is torch.ops.aten._unsafe_view.default else None
         return output
+
+    def _is_bias(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
+        """Whether ``linear`` adds its bias to the product it has just made, which it does in place unless it is watched."""
+        if func is not torch.ops.aten.add.Tensor or self._product is None or args[0] is not self._product():
+            return False
+        return isinstance(args[1], torch.Tensor) and args[1].dim() == 1
 
     def _call(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:

@@ -82,10 +82,12 @@ def _convolution_backward_workspace(args: Args, output: Sequence[torch.Tensor | 
     if not _is_onednn(x):
         return Workspace(temporary_bytes=copied + _columns_bytes(weight, grad))
     if _is_channels_last(x) or _is_channels_last(weight):
-        return Workspace(temporary_bytes=copied + 2 * _nbytes(weight))
+        return Workspace(temporary_bytes=copied + 2 * _nbytes(weight) + _grouped_weight_bytes(weight, groups))
     blocked, peaks = _blocked_bytes(grad), [0]
     if grad_input is not None:
-        blocked_input = _blocked_bytes(grad_input)
+        # Where inputs go to several places, channels that fill no block are left as they are.
+        is_scattered = groups == 1 and max(stride) > 1 and not is_transposed
+        blocked_input = _nbytes(grad_input) if is_scattered else _blocked_bytes(grad_input)
         scattering = blocked_input if is_transposed else _scattered_bytes(blocked_input, stride, groups)
         peaks += [blocked + _nbytes(weight) + blocked_input, _nbytes(grad_input) + scattering]
     if grad_weight is not None:
@@ -93,6 +95,17 @@ def _convolution_backward_workspace(args: Args, output: Sequence[torch.Tensor | 
         peaks += [kept + blocked + _blocked_input_bytes(x) + _nbytes(weight)]
     made = sum(_nbytes(t) for t in output if t is not None)
     return Workspace(temporary_bytes=copied + max(peaks) - made)
+
+
+def _grouped_weight_bytes(weight: torch.Tensor, groups: int) -> int:
+    """Size of a gradient by groups, each a block of its own, in which most is empty; 3 x 3 by channel has its own way."""
+    outer, inner, *kernel = weight.shape
+    is_by_channel = inner == 1 and outer == groups
+    if groups == 1 or (is_by_channel and set(kernel) == {3}):
+        return 0
+    block = _channel_block()
+    wide = groups * _round_up(outer // groups, block) * _round_up(inner, block)
+    return wide * math.prod(kernel) * weight.element_size()
 
 
 def _batch_norm_backward_workspace(args: Args, _: Any) -> Workspace:
@@ -150,10 +163,31 @@ def _columns_bytes(weight: torch.Tensor, output: torch.Tensor) -> int:
 def _onednn_rnn_workspace(args: Args, _: Any) -> Workspace:
     x, hidden, is_training = args[0], args[10], args[15]
     return Workspace(
-        temporary_bytes=_onednn_gates_bytes(x, hidden) + _nbytes(args[1]) + _nbytes(args[2]),
+        temporary_bytes=_onednn_training_bytes(args) if is_training else _onednn_inference_bytes(args),
         hidden_output=3,
         hidden_bytes=_onednn_kept_bytes(x, hidden) if is_training else 0,
     )
+
+
+def _onednn_training_bytes(args: Args) -> int:
+    """Gates, weights whose rows are padded, a bias, and the cell of one step."""
+    x, hidden = args[0], args[10]
+    size = x.element_size()
+    weights = (x.shape[2] + hidden) * _row(4 * hidden, size)
+    cell = 2 * _paged(x.shape[1] * _row(hidden, size)) + _PAGE
+    return _onednn_gates_bytes(x, hidden) + weights + 4 * hidden * size + cell
+
+
+def _onednn_inference_bytes(args: Args) -> int:
+    """The same in blocks of columns; what training keeps of its states is here a few temporaries of one step."""
+    x, hidden = args[0], args[10]
+    steps, batch, features = x.shape
+    size = x.element_size()
+    gates = _paged(steps * batch * _round_up(3 * hidden + _round_up(hidden, 16), 64 // size) * size)
+    weights = (features + hidden) * 4 * _round_up(hidden, 32) * size
+    cell = _paged(9 * batch * hidden * size) + 3 * _PAGE
+    states = _paged((steps + 1) * batch * _row(features, size)) if features > hidden else 0
+    return gates + weights + 4 * hidden * size + cell + states
 
 
 def _onednn_rnn_backward_workspace(args: Args, _: Any) -> Workspace:

@@ -130,6 +130,7 @@ def submission_table(submission: Submission, step_seconds: float | None = None) 
         "peak memory": f"{bytes_text(estimate.peak_bytes)} estimated, data aside",
         "between turns": f"{bytes_text(estimate.resident_bytes)}",
         "a step": f"{count_text(estimate.flops_per_step, 'FLOP')}, {plural(estimate.num_ops_per_step, 'operator')}",
+        "evaluation": f"{count_text(estimate.eval_flops, 'FLOP')} a batch, {bytes_text(estimate.eval_peak_bytes)} at its peak",
     }
     if step_seconds is not None:
         whole = seconds_text(step_seconds * submission.num_steps)

@@ -83,6 +83,7 @@ def _weights_only(module: nn.Module) -> Estimate:
         peak_bytes=held,
         flops_per_step=0,
         num_ops_per_step=0,
+        eval_peak_bytes=held,
     )
 
 

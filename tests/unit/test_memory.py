@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import random
 import threading
 from collections.abc import Callable
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import numpy as np
 import psutil
@@ -16,12 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.zoo import ZOO, call, images, tokens
+from benchmarks.allocator import allocated
+from tests.zoo import ZOO, images, tokens
 from unified import memory
-from unified.components import select_output
 from unified.device import MemorySize
 from unified.errors import DoesNotFitError
 from unified.memory import count_parameters, estimate
@@ -41,13 +39,15 @@ def cross_entropy(output, target):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind, *, features=16, hidden=32):
+    def __init__(self, kind, *, features=16, hidden=32, num_layers=2, batch_first=True, **options):
         super().__init__()
-        self.recurrent = getattr(nn, kind)(features, hidden, 2, batch_first=True)
-        self.head = nn.Linear(hidden, 4)
+        self.recurrent = getattr(nn, kind)(features, hidden, num_layers, batch_first=batch_first, **options)
+        self.head = nn.Linear(options.get("proj_size", hidden) * (1 + options.get("bidirectional", False)), 4)
 
     def forward(self, x):
-        return self.head(self.recurrent(x)[0][:, -1])
+        x = x if self.recurrent.batch_first else x.transpose(0, 1)
+        out = self.recurrent(x)[0]
+        return self.head(out[:, -1] if self.recurrent.batch_first else out[-1])
 
 
 def sequences(size):
@@ -84,41 +84,9 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Callable]]] = {
 }
 
 
-def allocator_peak(module, batch, optimizer_factory, dtype=None):
-    """Return the highest and the final number of bytes held in two real steps and an evaluation."""
-    module = copy.deepcopy(module).train()
-    inputs, targets = batch
-    held = [
-        *module.parameters(),
-        *module.buffers(),
-        *(inputs.values() if isinstance(inputs, dict) else [inputs]),
-        targets,
-    ]
-    autocast = contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
-
-    def forward():
-        with autocast:
-            output = select_output(call(module, inputs))
-            return output, cross_entropy(output, targets)
-
-    def step(optimizer):
-        optimizer.zero_grad(set_to_none=True)
-        _output, loss = forward()
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        optimizer = optimizer_factory(module.parameters())
-        step(optimizer)
-        step(optimizer)
-        module.eval()
-        with torch.no_grad():
-            forward()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    running = list(accumulate(changes, initial=sum(tensor.nbytes for tensor in held)))
-    return max(running), running[-1]
+def truth(module, batch, optimizer_factory, dtype=None):
+    """Return what the allocator hands out in two real steps and an evaluation."""
+    return allocated(copy.deepcopy(module), cross_entropy, optimizer_factory, batch, autocast_dtype=dtype)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -127,9 +95,10 @@ def test_peak_is_what_the_allocator_hands_out(name):
     for optimizer_factory in (adam, sgd_with_momentum):
         for batch_size in (8, 40):
             found = estimate(module, cross_entropy, optimizer_factory, draw(2), batch_size=batch_size)
-            peak, _ = allocator_peak(module, draw(batch_size), optimizer_factory)
+            true = truth(module, draw(batch_size), optimizer_factory)
             case = f"{name}, {optimizer_factory.__name__}, batch {batch_size}"
-            assert found.peak_bytes == pytest.approx(peak, rel=0.1), case
+            assert found.peak_bytes == pytest.approx(true.peak_bytes, rel=0.1), case
+            assert found.eval_peak_bytes == pytest.approx(true.eval_peak_bytes, rel=0.1), case
 
 
 @pytest.mark.parametrize(
@@ -139,8 +108,34 @@ def test_peak_is_what_the_allocator_hands_out(name):
 def test_peak_is_right_under_autocast(name, dtype):
     module, draw = MODELS[name]()
     found = estimate(module, cross_entropy, adam, draw(1), batch_size=40, autocast_dtype=dtype)
-    peak, _ = allocator_peak(module, draw(40), adam, dtype)
-    assert found.peak_bytes == pytest.approx(peak, rel=0.1)
+    true = truth(module, draw(40), adam, dtype)
+    assert found.peak_bytes == pytest.approx(true.peak_bytes, rel=0.1)
+
+
+RECURRENT = {
+    "lstm": ("LSTM", {"num_layers": 1}),
+    "lstm, both ways": ("LSTM", {"bidirectional": True, "dropout": 0.2}),
+    "lstm, projected": ("LSTM", {"proj_size": 8}),
+    "lstm, projected, both ways": ("LSTM", {"proj_size": 8, "bidirectional": True}),
+    "lstm, time first": ("LSTM", {"batch_first": False, "num_layers": 3}),
+    "lstm, without biases": ("LSTM", {"bias": False}),
+    "gru": ("GRU", {"num_layers": 1, "dropout": 0.0}),
+    "gru, both ways": ("GRU", {"bidirectional": True, "dropout": 0.2}),
+    "rnn": ("RNN", {"nonlinearity": "relu"}),
+    "rnn, both ways": ("RNN", {"bidirectional": True, "batch_first": False}),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("batch_size", [4, 48])
+def test_recurrent_layers_of_any_kind_are_estimated(name, batch_size):
+    kind, options = RECURRENT[name]
+    module = Recurrent(kind, **options)
+    found = estimate(module, cross_entropy, adam, sequences(2), batch_size=batch_size)
+    true = truth(module, sequences(batch_size), adam)
+    assert found.peak_bytes == pytest.approx(true.peak_bytes, rel=0.1)
+    assert found.eval_peak_bytes == pytest.approx(true.eval_peak_bytes, rel=0.1)
+    assert found.flops_per_step > 3 * found.eval_flops * 0.8 > 0
 
 
 def test_peak_covers_an_evaluation_batch_that_is_larger():
@@ -188,10 +183,10 @@ def test_state_of_any_optimizer_is_counted(name, monkeypatch):
         return getattr(torch.optim, name)(parameters, lr=1e-3)
 
     found = estimate(module, cross_entropy, factory, mlp_batch(2), batch_size=8)
-    peak, final = allocator_peak(module, mlp_batch(8), factory)
+    true = truth(module, mlp_batch(8), factory)
     batch_bytes = sum(tensor.nbytes for tensor in mlp_batch(8))
-    assert found.resident_bytes == final - batch_bytes
-    assert found.peak_bytes == pytest.approx(peak, rel=0.1)
+    assert found.resident_bytes == true.final_bytes - batch_bytes
+    assert found.peak_bytes == pytest.approx(true.peak_bytes, rel=0.1)
 
 
 def test_frozen_parameters_have_neither_gradient_nor_state():
@@ -310,8 +305,8 @@ class Deciding(nn.Module):
 def test_a_model_that_needs_values_is_extrapolated_from_small_real_steps(batch_size):
     module = Deciding()
     found = estimate(module, cross_entropy, adam, mlp_batch(3), batch_size=batch_size)
-    peak, _ = allocator_peak(module, mlp_batch(batch_size), adam)
-    assert found.peak_bytes == pytest.approx(peak, rel=0.1)
+    true = truth(module, mlp_batch(batch_size), adam)
+    assert found.peak_bytes == pytest.approx(true.peak_bytes, rel=0.1)
     assert all(parameter.grad is None for parameter in module.parameters())
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.allocator import bytes_over_time
 from unified.memory_tracker import MemoryTracker
 from unified.operator_costs import workspace
 
@@ -66,6 +66,14 @@ def test_tensors_made_before_count_once_they_are_given():
     assert tracker.live_bytes == KIB
 
 
+def test_a_bias_that_linear_adds_in_place_is_no_second_product():
+    x, weight, bias = torch.zeros(4, 8, 3).transpose(0, 1), torch.zeros(16, 3), torch.zeros(16)
+    with MemoryTracker() as tracker:
+        F.linear(x, weight, bias)
+    given_bytes = x.nbytes + weight.nbytes  # of which it takes views
+    assert max(tracker.timeline) - given_bytes == max(bytes_over_time(lambda: F.linear(x, weight, bias)))
+
+
 def test_an_assumed_scalar_stands_for_unknown_values_only():
     with FakeTensorMode(), MemoryTracker() as tracker:
         with pytest.raises(RuntimeError):
@@ -98,14 +106,14 @@ class AllocationOfEachOperator(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket not in self.packets:
             return func(*args, **(kwargs or {}))
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        output = None
+
+        def run():
+            nonlocal output
             output = func(*args, **(kwargs or {}))
-        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-        peak = running = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            running += event.nbytes()
-            peak = max(peak, running)
-        self.seen.append((func, peak, running + max(0, workspace(func, args, output).temporary_bytes)))
+
+        live = bytes_over_time(run)
+        self.seen.append((func, max(live), live[-1] + max(0, workspace(func, args, output).temporary_bytes)))
         return output
 
 
@@ -123,12 +131,30 @@ aten = torch.ops.aten
         (nn.ConvTranspose2d(32, 16, 4, 2, 1), (16, 32, 16, 16)),
         (nn.Conv2d(16, 32, 3, padding=1).double(), (16, 16, 24, 24)),
         (nn.BatchNorm2d(32), (16, 32, 24, 24)),
+        (nn.Conv2d(24, 32, 3, stride=2, padding=1), (16, 24, 24, 24)),
+        (nn.Conv2d(32, 32, 7, padding=3, groups=32).to(memory_format=torch.channels_last), (8, 32, 8, 8)),
+        (nn.Conv2d(32, 32, 3, padding=1, groups=8).to(memory_format=torch.channels_last), (8, 32, 8, 8)),
     ],
-    ids=["plain", "stride", "few channels", "depthwise", "1d", "transposed", "double", "batch norm"],
+    ids=[
+        "plain",
+        "stride",
+        "few channels",
+        "depthwise",
+        "1d",
+        "transposed",
+        "double",
+        "batch norm",
+        "stride, no full block",
+        "depthwise, channels last",
+        "grouped, channels last",
+    ],
 )
 def test_copies_around_a_convolution_are_known(layer, shape):
     dtype = next(layer.parameters()).dtype
-    inputs = torch.randn(shape, dtype=dtype, requires_grad=True)
+    inputs = torch.randn(shape, dtype=dtype)
+    if layer.weight.dim() == 4 and layer.weight.is_contiguous(memory_format=torch.channels_last):
+        inputs = inputs.to(memory_format=torch.channels_last)
+    inputs.requires_grad_()
     rules = AllocationOfEachOperator(aten.convolution, aten.convolution_backward, aten.native_batch_norm_backward)
     with rules:
         layer(inputs).square().sum().backward()
@@ -148,6 +174,17 @@ def test_the_workspace_hidden_in_a_recurrent_layer_has_its_true_size(features, h
         layer(inputs)
     (true_bytes, bytes_by_rule), *_ = outputs.seen
     assert bytes_by_rule == pytest.approx(true_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize(("features", "hidden"), [(16, 24), (64, 64), (64, 100), (64, 32)])
+def test_what_a_recurrent_layer_needs_while_it_runs_is_known(features, hidden, is_training):
+    layer, rules = nn.LSTM(features, hidden).train(is_training), AllocationOfEachOperator(aten.mkldnn_rnn_layer)
+    with torch.set_grad_enabled(is_training), rules:
+        layer(torch.randn(20, 40, features))
+    assert rules.seen
+    for func, true_peak, peak in rules.seen:
+        assert peak == pytest.approx(true_peak, rel=0.05), func
 
 
 class AllocationOfOutputs(TorchDispatchMode):

@@ -19,12 +19,12 @@ MAX_LABEL = 100
 #: The name of the one attribute that a loaded module has beyond those of ``nn.Module``.
 STATE_ATTRIBUTE = "_umodel"
 
-_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _LABEL = re.compile(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*")
 _PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TAKEN = frozenset(dir(nn.Module())) | {STATE_ATTRIBUTE}
 _TAKEN_LABELS = frozenset({"self", "forward"})
-_CHARACTERS = "only letters, digits, '_' and single dots may be used"
+_CHARACTERS = "only letters, digits, '_', '-' and single dots may be used"
 
 
 def name_fault(name: str) -> str | None:
