@@ -79,3 +79,7 @@ class CheckpointError(UnifiedError):
 
 class NotStackableError(UnifiedError):
     """Members cannot step as one; the message says why. They train side by side instead."""
+
+
+class SandboxError(UnifiedError):
+    """The operating-system ring that was asked for cannot be had here; the message says what is missing."""
