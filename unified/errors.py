@@ -65,6 +65,10 @@ class SpawnError(WorkerDiedError):
     """The system lets no process be started now: a limit on processes or memory is reached. Try again later."""
 
 
+class ReportError(WorkerDiedError):
+    """A process said what is no report of ours: damaged, or taken over by the code it runs. It is ended as if it had died."""
+
+
 class ReadTimeoutError(WorkerDiedError):
     """Reading a job took too long and was stopped."""
 

@@ -18,7 +18,7 @@ from unified.nursery import Nursery
 from unified.sandbox.folders import worker_confinement
 
 MISSING = sandbox.describe(tuple(part for part in sandbox.available() if not part.is_available))
-needs_ring = pytest.mark.skipif(bool(MISSING), reason=f"this kernel does not keep processes {MISSING}")
+needs_ring = pytest.mark.skipif(bool(MISSING), reason=f"here processes are {MISSING}")
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_a_system_without_landlock_is_told_from_one_with_it(nursery: Nursery, pl
         assert not landlock.is_available
         assert "not implemented" in landlock.detail
         assert seccomp.is_available
-        with pytest.raises(SandboxError, match="lacks landlock, which keeps jobs from files of others"):
+        with pytest.raises(SandboxError, match="lacks landlock, which keeps jobs from the files of others"):
             inside(sandbox.check, "required")
         inside(sandbox.check, "auto")
         with pytest.raises(SandboxError, match="lacks landlock"):

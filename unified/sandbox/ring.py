@@ -11,7 +11,7 @@ from unified.sandbox import landlock, seccomp
 from unified.sandbox.folders import device_paths, system_paths
 from unified.sandbox.records import Confinement, Mechanism, Mode
 
-_FILES = "files of others"
+_FILES = "the files of others"
 _CALLS = "the network, programs, signals and other processes"
 _TASKS = Path("/proc/self/task")
 
@@ -55,12 +55,11 @@ def confine(confinement: Confinement) -> tuple[Mechanism, ...]:
 
 
 def describe(parts: tuple[Mechanism, ...]) -> str:
-    """Return in words what is and what is not guarded."""
-    held = [f"{part.guards} ({part.name} {part.detail})".replace(" )", ")") for part in parts if part.is_available]
+    """Return in words what is guarded and what is not."""
+    held = [f"{part.guards} ({part.name}, {part.detail})" for part in parts if part.is_available]
     open_ = [f"{part.guards} ({part.name}: {part.detail})" for part in parts if not part.is_available]
-    return "; ".join(
-        [f"{word}: {', '.join(found)}" for word, found in (("kept away from", held), ("not from", open_)) if found]
-    )
+    texts = [("kept from", held), ("not kept from", open_)]
+    return "; ".join(f"{words} {' and '.join(found)}" for words, found in texts if found)
 
 
 def _restrict(part: Mechanism, confinement: Confinement) -> Mechanism:
@@ -92,7 +91,7 @@ def _seccomp() -> Mechanism:
         seccomp.check()
     except OSError as error:
         return Mechanism(name="seccomp", guards=_CALLS, is_available=False, detail=_reason(error))
-    return Mechanism(name="seccomp", guards=_CALLS, is_available=True, detail="filter")
+    return Mechanism(name="seccomp", guards=_CALLS, is_available=True, detail="a filter")
 
 
 def _reason(error: OSError) -> str:
