@@ -16,6 +16,7 @@ from typing import Any
 from schedulers import base
 from unified import events, messages, news
 from unified.budgets import Fault, Limits, Situation, decide, is_of_disk
+from unified.errors import ReportError
 from unified.failures import accounts_of, clear_suspect, death_text, fault_of_death, situation_of, suspects_of
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Journal, Ledger
@@ -153,6 +154,8 @@ class Bookkeeper:
         return self.limits.is_batch or other.submission.spec.user == record.submission.spec.user
 
     def _take_checkpoint(self, slot: Slot, record: JobRecord, report: messages.Checkpointed) -> None:
+        if report.path.parent != record.checkpoints:  # it would be read, and removed, with our rights
+            raise ReportError(f"job {record.name!r}: {report.path} is not in its folder of checkpoints")
         if not self.journal.checkpointed(record, report):
             self.lost.append(record)
             return

@@ -18,7 +18,7 @@ from schedulers import base
 from schedulers.fcfs import FirstComeFirstServed
 from unified import events, messages
 from unified.bookkeeper import Bookkeeper
-from unified.errors import NurseryDiedError, SpawnError, WorkerDiedError
+from unified.errors import NurseryDiedError, ReportError, SpawnError, WorkerDiedError
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Ledger
 from unified.nursery import Exit, Nursery
@@ -26,6 +26,8 @@ from unified.oom import num_oom_kills
 from unified.packing import Plan
 from unified.placement import Placement, wrong_grant
 from unified.planning import Planner
+from unified.reports import receive
+from unified.sandbox.records import Confinement
 from unified.slots import Slot
 from unified.stages import Stages
 from unified.units import Unit, Units
@@ -46,6 +48,7 @@ class Conductor:
         nursery: Where workers come from.
         planner: Knows the devices and their memory.
         deterministic: Workers use deterministic kernels only.
+        confinement: All that workers may touch; None: what their user may.
         stages: The slots, as planned.
         checkpoint_seconds: Interval between a job's checkpoints; None: they are written when :meth:`checkpoint` is called.
     """
@@ -55,6 +58,7 @@ class Conductor:
     nursery: Nursery
     planner: Planner
     deterministic: bool
+    confinement: Confinement | None = None
     checkpoint_seconds: float | None = 30.0
     stages: Stages = field(init=False)
     num_wrong_decisions: int = 0
@@ -141,8 +145,8 @@ class Conductor:
         """Take in one report of a worker, or its death."""
         assert slot.child is not None, "only living workers' pipes are waited for"
         try:
-            report = slot.child.pipe.recv()
-        except (EOFError, OSError):
+            report = receive(slot.child.pipe, messages.Report)
+        except (EOFError, OSError, ReportError):
             self._lose_worker(slot)
             return
         self.books.take(slot, report)
@@ -326,7 +330,7 @@ class Conductor:
         """
         is_new = slot.child is None
         try:
-            slot.start(self.nursery, deterministic=self.deterministic)
+            slot.start(self.nursery, deterministic=self.deterministic, confinement=self.confinement)
         except (NurseryDiedError, SpawnError):
             self.books.settle_evicted(record, "its worker could not be started")
             raise

@@ -65,6 +65,10 @@ class SpawnError(WorkerDiedError):
     """The system lets no process be started now: a limit on processes or memory is reached. Try again later."""
 
 
+class ReportError(WorkerDiedError):
+    """A process said what is no report of ours: damaged, or taken over by the code it runs. It is ended as if it had died."""
+
+
 class ReadTimeoutError(WorkerDiedError):
     """Reading a job took too long and was stopped."""
 
@@ -79,3 +83,7 @@ class CheckpointError(UnifiedError):
 
 class NotStackableError(UnifiedError):
     """Members cannot step as one; the message says why. They train side by side instead."""
+
+
+class SandboxError(UnifiedError):
+    """The operating-system ring that was asked for cannot be had here; the message says what is missing."""

@@ -52,6 +52,7 @@ _SETTINGS = (
     "device",
     "deterministic",
     "trust",
+    "sandbox",
     "tensorboard",
     "lease_seconds",
     "stall_seconds",
@@ -102,6 +103,12 @@ def _add_serve(commands: _Commands[argparse.ArgumentParser]) -> None:
         ("tensorboard", "write TensorBoard event files, one run per job"),
     ):
         settings.add_argument(f"--{name}", action="store_const", const=True, help=text)
+    settings.add_argument(
+        "--sandbox",
+        choices=("off", "auto", "required"),
+        metavar="off|auto|required",
+        help="keep jobs from files, network and processes that are not theirs",
+    )
     for name, text in (
         ("lease", "how long a job stays with a supervisor that does not renew"),
         ("stall", "a worker that finishes no step for so long is replaced"),

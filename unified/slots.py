@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from unified.admission import Submission
-from unified.errors import ReadTimeoutError, WorkerDiedError
+from unified.errors import ReadTimeoutError, ReportError, WorkerDiedError
 from unified.messages import Command, Inspect, Inspected, StepsTimed, TimeSteps
 from unified.nursery import Child, Nursery
 from unified.quantities import plural
+from unified.reports import receive
+from unified.sandbox.records import Confinement
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,7 +64,7 @@ class Slot:
             return f"slot {self.index}: {self.device}"
         return f"slot {self.index}: cpu, {plural(self.num_threads, 'thread')}"
 
-    def start(self, nursery: Nursery, *, deterministic: bool) -> None:
+    def start(self, nursery: Nursery, *, deterministic: bool, confinement: Confinement | None) -> None:
         """Fork the slot's worker if it has none."""
         if self.child is None:
             self.is_stalled = False
@@ -73,6 +75,7 @@ class Slot:
                 num_threads=self.num_threads,
                 first_core=self.first_core,
                 deterministic=int(deterministic),
+                confinement="" if confinement is None else confinement.to_json(),
             )
 
     def forget(self, job: str) -> None:
@@ -162,8 +165,8 @@ def _folder_of(request: Inspect | TimeSteps) -> Path:
 
 def _receive(pipe: Connection, request: Inspect | TimeSteps) -> Any:
     try:
-        return pipe.recv()
-    except (EOFError, OSError) as error:
+        return receive(pipe, tuple if isinstance(request, Inspect) else StepsTimed)
+    except (EOFError, OSError, ReportError) as error:
         raise WorkerDiedError(
             f"the process that read {_folder_of(request)} died, most likely for lack of memory; "
             "hand that job in alone, or with a smaller model or batch_size"

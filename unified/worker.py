@@ -31,6 +31,7 @@ from unified.member import Member
 from unified.queue.faults import reach
 from unified.residents import Resident, Saver, one_line
 from unified.returning import Departure, depart, verify_departure, write_departure
+from unified.sandbox import Confinement, confine
 from unified.stack_probe import Probe
 from unified.stack_trainer import StackHooks, StackTerms, StackTurn
 from unified.stepping import Failure, Hooks, TurnReport, describe_failure, fault_of
@@ -327,8 +328,10 @@ def trim_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def run(pipe: Connection, device: str, num_threads: int, first_core: int, deterministic: int) -> None:
+def run(pipe: Connection, device: str, num_threads: int, first_core: int, deterministic: int, confinement: str) -> None:
     """Host a hybrid on ``device``; the entry point of a worker process."""
+    if confinement:
+        confine(Confinement.from_json(confinement))  # before there are threads
     if device == "cpu":
         use_threads(num_threads, first_core)
     if deterministic:

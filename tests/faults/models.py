@@ -6,9 +6,13 @@ import ctypes
 import math
 import os
 import resource
+import signal
+import socket
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +69,24 @@ class Faulty(Net):
         if self.once is not None:
             self.once.touch()
         ACTS[self.kind](self)
+
+
+class Prying(Net):
+    """Reaches for what is not its own at one training step.
+
+    Args:
+        what: How, a name of :data:`REACHES`.
+        target: For what.
+        step: When.
+    """
+
+    def __init__(self, what: str, target: object, step: int) -> None:
+        super().__init__()
+        self.what, self.target, self.step = what, target, step
+
+    def act(self, step: int) -> None:
+        if step == self.step:
+            REACHES[self.what](self.target)
 
 
 class Patient(Net):
@@ -160,4 +182,13 @@ ACTS: dict[str, Callable[[Faulty], None]] = {
     "hold": lambda model: hold_interpreter(3.0),
     "device-assert": _assert_on_device,
     "device-memory": _take_device,
+}
+
+
+REACHES: dict[str, Callable[[Any], object]] = {
+    "read": lambda path: path.read_bytes(),
+    "write": lambda path: path.write_bytes(b""),
+    "connect": socket.create_connection,
+    "program": lambda path: subprocess.run([path], check=True),
+    "signal": lambda pid: os.kill(pid, signal.SIGKILL),
 }

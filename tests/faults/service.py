@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {
     "slots": 1,
     "threads": 1,
     "trust": True,
+    "sandbox": "off",  # models of these tests leave marks beside the root; tests/faults/test_sandboxed.py is about the ring
     "scheduler": "round-robin:quantum=5steps",
     "lease_seconds": 2.0,
     "heartbeat_seconds": 0.3,

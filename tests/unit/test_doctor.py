@@ -22,6 +22,7 @@ NAMES = {
     "disk",
     "slots",
     "memory",
+    "sandbox",
     "supervisor",
     "store",
     "leases",

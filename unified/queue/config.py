@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from unified.queue.errors import RootError
+from unified.sandbox.records import Mode
 
 GIB = 1 << 30
 
@@ -26,6 +27,7 @@ class ServiceConfig(BaseModel):
         deterministic: Use deterministic kernels only.
         stacking: Let jobs of one architecture step as one where that is faster; never with ``deterministic``.
         trust: Accept models that run code when they are loaded.
+        sandbox: Confine workers: ``"off"``, ``"auto"`` (as far as the system can) or ``"required"``.
         lease_seconds: How long a job stays with a supervisor that does not renew.
         heartbeat_seconds: How often it renews.
         stall_seconds: A worker that finishes no step for so long is hung.
@@ -59,6 +61,7 @@ class ServiceConfig(BaseModel):
     deterministic: bool = False
     stacking: bool = True
     trust: bool = False
+    sandbox: Mode = "auto"
     lease_seconds: PositiveFloat = 30.0
     heartbeat_seconds: PositiveFloat = 10.0
     stall_seconds: PositiveFloat = 300.0

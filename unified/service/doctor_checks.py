@@ -14,7 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from unified.device import host_memory, list_gpus, num_usable_cores
+from unified import sandbox
+from unified.device import host_memory, list_gpus, num_usable_cores, parse_device
 from unified.errors import UnifiedError
 from unified.job_state import JobState
 from unified.quantities import bytes_text, plural, seconds_text
@@ -24,6 +25,7 @@ from unified.queue.mounts import NETWORK_FILE_SYSTEMS, file_system
 from unified.queue.root import Root
 from unified.queue.schema import VERSION
 from unified.queue.store import JobStore
+from unified.service.confining import ring_text
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -62,6 +64,7 @@ def examine(path: Path) -> Iterator[Check]:
     yield check
     yield _disk(root, config)
     yield from _machine()
+    yield _sandbox(config)
     yield _supervisor(root)
     yield from _store(root)
     yield from _leftovers(root)
@@ -171,6 +174,24 @@ def _machine() -> Iterator[Check]:
         yield Check(name="memory", level="warn", text=text, remedy="stop other programs; jobs may not fit")
     else:
         yield Check(name="memory", level="ok", text=text)
+
+
+def _sandbox(config: ServiceConfig) -> Check:
+    parts = sandbox.available()
+    if config.sandbox == "off":
+        return Check(name="sandbox", level="ok", text=f"off; here jobs could be {sandbox.describe(parts)}")
+    text = ring_text(config.sandbox, _devices(config))
+    if all(part.is_available for part in parts):
+        return Check(name="sandbox", level="ok", text=text)
+    remedy = "use Linux 6.2 or newer with Landlock switched on, in a container that allows it"
+    return Check(name="sandbox", level="fail" if config.sandbox == "required" else "warn", text=text, remedy=remedy)
+
+
+def _devices(config: ServiceConfig) -> tuple[str, ...]:
+    try:
+        return parse_device(config.device)
+    except UnifiedError:
+        return ("cpu",)  # 'serve' says what is wrong with it
 
 
 def _supervisor(root: Root) -> Check:

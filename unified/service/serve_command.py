@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from unified import sandbox
 from unified.nursery import Nursery
 from unified.queue.clock import Clock
 from unified.queue.config import ServiceConfig
@@ -21,6 +22,7 @@ from unified.queue.root import Root
 from unified.queue.spool import finish_interrupted
 from unified.queue.store import JobStore
 from unified.service import recovery
+from unified.service.confining import ring_text
 from unified.service.http_child import HttpChild, parse_address
 from unified.service.supervisor import Drained, Supervisor
 from unified.service.supervisor_ticks import Ticks
@@ -40,6 +42,7 @@ def serve(options: argparse.Namespace) -> int:
         nursery = stack.enter_context(closing(Nursery()))  # its import of torch takes longest
         root = Root.make(options.root)
         config = ServiceConfig.read(root.config, options.overrides)
+        sandbox.check(config.sandbox)
         lock = root.take_lock() if _goes_by_lock() else None
         if lock is not None:
             stack.callback(os.close, lock)
@@ -93,6 +96,7 @@ def _run(supervisor: Supervisor, lock: int | None, http: HttpChild | None) -> in
     resumed = recovery.count_begun(supervisor.store)
     with _signals(supervisor):
         say(f"unified: serves {supervisor.root.path} with {config.scheduler}; resumed {resumed}; stop with Ctrl-C or SIGTERM")
+        say(f"unified: sandbox {ring_text(config.sandbox, supervisor.devices)}")
         ticker.start()
         supervisor.admitter.start()
         code = EXIT_ERROR

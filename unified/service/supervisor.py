@@ -35,6 +35,7 @@ from unified.queue.store import JobStore
 from unified.service.admissions import Admitter
 from unified.service.commands import Commands
 from unified.service.complaints import Complaints
+from unified.service.confining import confinement_of_workers
 from unified.service.job_files import JobFiles
 from unified.service.journal import StoreJournal
 from unified.service.narrator import Narrator
@@ -95,7 +96,7 @@ class Supervisor:
         self._rests_until = 0.0
         self._workers: dict[int, int] = {}
         self._scheduler = registry.create(config.scheduler)
-        devices = parse_device(config.device)
+        devices = self.devices = parse_device(config.device)
         nursery.hides_gpus = devices == ("cpu",)
         self._planner = Planner(devices=devices, slots=config.slots, threads=config.threads)
         self.journal = StoreJournal(
@@ -124,6 +125,7 @@ class Supervisor:
             nursery=nursery,
             planner=self._planner,
             deterministic=config.deterministic,
+            confinement=confinement_of_workers(root, config, devices),
             checkpoint_seconds=None,  # a tick asks for them, of parked members too
         )
         tensorboard = TensorboardFiles(root) if config.tensorboard else None
