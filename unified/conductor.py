@@ -100,6 +100,10 @@ class Conductor:
         """Whether any slot could take the job in now, as far as memory goes."""
         return any(self._placement.fits(record, slot) for slot in self.slots)
 
+    def is_shut_out(self, record: JobRecord) -> bool:
+        """Whether a job waits for a process that no other user's job is or was in."""
+        return self._placement.is_shut_out(record)
+
     def pipes(self) -> dict[Connection, Slot]:
         """Return the pipes of the living workers."""
         return {slot.child.pipe: slot for slot in self.slots if slot.child is not None}
@@ -122,15 +126,15 @@ class Conductor:
                 self._fetch_parked_job(slot)
 
     def _make_way(self, ready: list[JobRecord]) -> list[JobRecord]:
-        """Clear the slot that is kept for a job which needs its own: who is parked there goes elsewhere, and gets no turn."""
+        """Clear the slot that is kept for a job which shares with none, or not with these: who must leave it gets no turn."""
         placement = self._placement
         lonely = placement.first_lonely(ready)
         if lonely is None:
             return ready
-        parked = placement.parked_on(placement.reserved_for(lonely))
-        for record in parked:
+        leaving = placement.in_the_way_of(lonely)
+        for record in leaving:
             self._evict(record, "move")
-        return [record for record in ready if record not in parked]
+        return [record for record in ready if record not in leaving]
 
     @property
     def _placement(self) -> Placement:
@@ -318,15 +322,14 @@ class Conductor:
         return True
 
     def _start_worker(self, slot: Slot, record: JobRecord) -> None:
-        """Start the slot's worker if it has none.
+        """Start the slot's worker if it has none that this job may be in.
 
         Raises:
             NurseryDiedError: If there is nobody to start it; ``record`` waits again.
             SpawnError: If the system lets nobody start one now; likewise.
         """
-        is_new = slot.child is None
         try:
-            slot.start(self.nursery, deterministic=self.deterministic)
+            is_new = self.stages.provide_worker(slot, record, deterministic=self.deterministic)
         except (NurseryDiedError, SpawnError):
             self.books.settle_evicted(record, "its worker could not be started")
             raise

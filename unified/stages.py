@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from unified import messages
+from unified.ledger import JobRecord
 from unified.nursery import Nursery
 from unified.packing import Plan, Stage
 from unified.planning import Planner
@@ -67,6 +68,23 @@ class Stages:
                     texts.append(slot.describe())
         return tuple(texts)
 
+    def provide_worker(self, slot: Slot, record: JobRecord, *, deterministic: bool) -> bool:
+        """Make sure that the slot has a worker which may host a job; one that may not, and then is empty, is replaced.
+
+        Returns:
+            Whether the worker is new.
+
+        Raises:
+            NurseryDiedError: If there is nobody to start one.
+            SpawnError: If the system lets nobody start one now.
+        """
+        if slot.child is not None and not slot.suits([record]):
+            self._end_worker(slot)
+        is_new = slot.child is None
+        slot.start(self.nursery, deterministic=deterministic)
+        slot.note_guest(record)
+        return is_new
+
     def end_workers(self) -> None:
         """End all workers."""
         for slot in self.slots:
@@ -84,7 +102,7 @@ class Stages:
         for slot in self.slots[len(wanted) :]:
             self._end_worker(slot)
         for slot, old in zip(wanted, self.slots, strict=False):
-            slot.child = old.child
+            slot.child, slot.users, slot.is_one_users = old.child, old.users, old.is_one_users
             slot.send(messages.SetThreads(num_threads=slot.num_threads, first_core=slot.first_core))
         self.slots, self._stage = wanted, stage
 

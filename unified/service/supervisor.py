@@ -334,6 +334,8 @@ class Supervisor:
     def _heed(self, event: events.Event) -> None:
         """Act on what needs more than a note."""
         if isinstance(event, events.WorkerStarted):
+            if event.slot in self._workers:
+                self.store.worker_ended(self._workers[event.slot], "replaced for another user's jobs")
             self._workers[event.slot] = self.store.worker_started(event.slot, event.pid)
         elif isinstance(event, events.WorkerLost):
             logger.warning(
