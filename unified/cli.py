@@ -15,6 +15,7 @@ from unified import argument_types as types
 from unified.errors import InvalidSubmission, UnifiedError
 from unified.fuse_parsers import add_fuse, add_fuse_after_run, check_fuse_after_run, check_jobs_before_run, fuse_after_run
 from unified.queue_parsers import add_queue_commands
+from unified.sign_parsers import add_signing
 from unified.stack_parser import add_stack
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_fuse(commands)
     add_stack(commands)
     add_queue_commands(commands)
+    add_signing(commands)
     _add(
         commands,
         "schedulers",

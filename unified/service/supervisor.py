@@ -32,6 +32,7 @@ from unified.queue.config import ServiceConfig
 from unified.queue.records import JobRow
 from unified.queue.root import Root
 from unified.queue.store import JobStore
+from unified.queue.vetting import trust_in
 from unified.service.admissions import Admitter
 from unified.service.commands import Commands
 from unified.service.complaints import Complaints
@@ -155,6 +156,7 @@ class Supervisor:
             window=config.window,
             num_threads=config.threads if self._planner.is_on_cpu else None,
             started=self.started,
+            trust_in=lambda row: trust_in(root.spec(row.id), row, config),
             must_check_again=self._check_again,
         )
         self.status = StatusWriter(

@@ -14,13 +14,13 @@ from unified.submission.trusted import load_trusted
 from unified.submission.umodel_read import load_umodel
 
 
-def recognise(path: Path, *, job: str, trust: bool, staged: bool) -> ModelRef:
+def recognise(path: Path, *, job: str, trust: bool | str, staged: bool) -> ModelRef:
     """Say which form a model file has, by its content, and hash it; nothing in it is run.
 
     Args:
         path: The model file.
         job: Whose it is, for messages.
-        trust: Whether forms that run code when they are loaded are accepted.
+        trust: Whether forms that run code when they are loaded are accepted; a SHA-256: only the one file that has it.
         staged: The file was written by the Python API for its own caller.
 
     Raises:
@@ -33,12 +33,14 @@ def recognise(path: Path, *, job: str, trust: bool, staged: bool) -> ModelRef:
         expected = "a .umodel archive (or, with --trust, a .pt/.pth/.pt2/TorchScript file)"
         remedy = "write it with unified.export(model, example_inputs, path)"
         raise InvalidSubmission([_problem(job, "E-FORM", expected, f"{path.name}, which is none of these", remedy)])
-    if form is not ModelForm.UMODEL and not (trust or form is ModelForm.OBJECT):
+    digest = _digest(path)
+    if form is not ModelForm.UMODEL and not (trust in {True, digest} or form is ModelForm.OBJECT):
         given = f"{path.name}, a {form} file, which runs code when it is loaded"
-        remedy = "write it with unified.export(model, example_inputs, path), or pass --trust if every job here is your own"
+        remedy = (
+            "write it with unified.export(model, example_inputs, path), or pass --trust if every job here is your own, "
+            "or hand it in signed ('unified sign') to a queue that trusts your key"
+        )
         raise InvalidSubmission([_problem(job, "E-TRUST", "a .umodel archive, which is data", given, remedy)])
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return ModelRef(path=path, form=form, sha256=digest)
 
 
@@ -50,9 +52,20 @@ def load_model(ref: ModelRef, *, job: str | None = None) -> nn.Module:
         job: Whose it is, for messages.
 
     Raises:
-        InvalidSubmission: If the file is damaged or changed its form.
+        InvalidSubmission: If the file is damaged or changed its form, or runs code and is not the one that was trusted.
     """
+    if ref.runs_code and _digest(ref.path) != ref.sha256:
+        remedy = "leave the file alone while its job waits and trains; hand it in again"
+        given = "another one: it has changed since it was checked"
+        raise InvalidSubmission(
+            [_problem(job or ref.path.stem, "E-HASH", f"the file of SHA-256 {ref.sha256[:16]}…", given, remedy)]
+        )
     return load_umodel(ref.path, job=job) if ref.form is ModelForm.UMODEL else load_trusted(ref.path, ref.form, job=job)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _form(path: Path) -> ModelForm | None:

@@ -1,0 +1,1 @@
+"""Hostile submissions: each is refused with its code, and nothing of it runs."""
