@@ -25,7 +25,7 @@ class ModelForm(StrEnum):
 
 
 #: Forms whose loading runs code of the owner's; an OBJECT is the very caller's own.
-_TRUSTED_FORMS = frozenset({ModelForm.PICKLE, ModelForm.PT2, ModelForm.TORCHSCRIPT})
+TRUSTED_FORMS = frozenset({ModelForm.PICKLE, ModelForm.PT2, ModelForm.TORCHSCRIPT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class ModelRef:
     @property
     def runs_code(self) -> bool:
         """Whether loading it runs code of its owner's, who must be trusted, and shares no process with another user."""
-        return self.form in _TRUSTED_FORMS
+        return self.form in TRUSTED_FORMS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,21 @@ def seconds(text: str) -> float:
     return number
 
 
+def duration(text: str) -> float:
+    """Return the seconds of a duration above 0 with its unit: ``90s``, ``30m``, ``12h``, ``7d``."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    if text[-1:] not in units:
+        raise argparse.ArgumentTypeError(f"expected a duration with its unit, such as 90s, 30m, 12h or 7d; got {text!r}")
+    return seconds(text[:-1]) * units[text[-1]]
+
+
+def user(text: str) -> str:
+    """Return the name of a user."""
+    if not 0 < len(text.strip()) <= 100 or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"expected a name of 1 to 100 printable characters, got {text!r}")
+    return text.strip()
+
+
 def whole(text: str) -> int:
     """Return a whole number from 0."""
     if not text.isascii() or not text.isdigit():

@@ -16,6 +16,7 @@ from unified.convert_parsers import add_conversions
 from unified.errors import InvalidSubmission, UnifiedError
 from unified.fuse_parsers import add_fuse, add_fuse_after_run, check_fuse_after_run, check_jobs_before_run, fuse_after_run
 from unified.queue_parsers import add_queue_commands
+from unified.sign_parsers import add_signing
 from unified.stack_parser import add_stack
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_stack(commands)
     add_conversions(commands)
     add_queue_commands(commands)
+    add_signing(commands)
     _add(
         commands,
         "schedulers",

@@ -21,8 +21,8 @@ from unified.bookkeeper import Bookkeeper
 from unified.errors import NurseryDiedError, ReportError, SpawnError, WorkerDiedError
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Ledger
-from unified.nursery import Exit, Nursery
-from unified.oom import num_oom_kills
+from unified.nursery import Nursery
+from unified.oom import OomWatch
 from unified.packing import Plan
 from unified.placement import Placement, wrong_grant
 from unified.planning import Planner
@@ -64,10 +64,12 @@ class Conductor:
     num_wrong_decisions: int = 0
     _last_wrong: str = ""
     _num_idle_deaths: int = 0
-    _oom_kills: int = field(default_factory=num_oom_kills)
+    _oom: OomWatch = field(default_factory=OomWatch)
 
     def __post_init__(self) -> None:
-        self.stages = Stages(planner=self.planner, nursery=self.nursery)
+        self.stages = Stages(
+            planner=self.planner, nursery=self.nursery, deterministic=self.deterministic, confinement=self.confinement
+        )
 
     def adopt(self, plan: Plan) -> None:
         """Take over a plan: fix each job's threads and make the first stage's slots."""
@@ -104,6 +106,10 @@ class Conductor:
         """Whether any slot could take the job in now, as far as memory goes."""
         return any(self._placement.fits(record, slot) for slot in self.slots)
 
+    def is_shut_out(self, record: JobRecord) -> bool:
+        """Whether a job waits for a process that no other user's job is or was in."""
+        return self._placement.is_shut_out(record)
+
     def pipes(self) -> dict[Connection, Slot]:
         """Return the pipes of the living workers."""
         return {slot.child.pipe: slot for slot in self.slots if slot.child is not None}
@@ -126,15 +132,15 @@ class Conductor:
                 self._fetch_parked_job(slot)
 
     def _make_way(self, ready: list[JobRecord]) -> list[JobRecord]:
-        """Clear the slot that is kept for a job which needs its own: who is parked there goes elsewhere, and gets no turn."""
+        """Clear the slot that is kept for a job which shares with none, or not with these: who must leave it gets no turn."""
         placement = self._placement
         lonely = placement.first_lonely(ready)
         if lonely is None:
             return ready
-        parked = placement.parked_on(placement.reserved_for(lonely))
-        for record in parked:
+        leaving = placement.in_the_way_of(lonely)
+        for record in leaving:
             self._evict(record, "move")
-        return [record for record in ready if record not in parked]
+        return [record for record in ready if record not in leaving]
 
     @property
     def _placement(self) -> Placement:
@@ -322,15 +328,14 @@ class Conductor:
         return True
 
     def _start_worker(self, slot: Slot, record: JobRecord) -> None:
-        """Start the slot's worker if it has none.
+        """Start the slot's worker if it has none that this job may be in.
 
         Raises:
             NurseryDiedError: If there is nobody to start it; ``record`` waits again.
             SpawnError: If the system lets nobody start one now; likewise.
         """
-        is_new = slot.child is None
         try:
-            slot.start(self.nursery, deterministic=self.deterministic, confinement=self.confinement)
+            is_new = self.stages.provide_worker(slot, record)
         except (NurseryDiedError, SpawnError):
             self.books.settle_evicted(record, "its worker could not be started")
             raise
@@ -390,10 +395,5 @@ class Conductor:
         self._num_idle_deaths = 0 if self._ledger.resident(slot.index) else self._num_idle_deaths + 1
         if self._num_idle_deaths >= MAX_IDLE_DEATHS:
             raise WorkerDiedError(f"workers of {slot.describe()} keep dying before they get work ({how})")
-        is_out_of_memory = self._was_out_of_memory(how)
+        is_out_of_memory = self._oom.has_struck() and how.code == -signal.SIGKILL
         self.books.lose_worker(slot, how, is_stalled=slot.is_stalled, is_out_of_memory=is_out_of_memory)
-
-    def _was_out_of_memory(self, how: Exit) -> bool:
-        """Whether the system's memory guard killed a process since it was last asked, and this may be the one."""
-        before, self._oom_kills = self._oom_kills, num_oom_kills()
-        return how.code == -signal.SIGKILL and self._oom_kills > before

@@ -88,6 +88,7 @@ _NOT_TRAINING = {
     "max_retries",
     "max_run_seconds",
     "exclusive",
+    "colocate",
     "checkpoint",
     "model",
     "architecture",  # counts as part of the model
@@ -133,7 +134,9 @@ class JobSpec(Part):
         weight: The owner's share, where the scheduler looks at it.
         max_retries: How often a queue tries it again after a failure of its own.
         max_run_seconds: Training time after which a queue fails it.
-        exclusive: Whether a queue must give it a slot of its own.
+        exclusive: Whether it must have a slot of its own; the same as ``colocate="never"``.
+        colocate: Whose jobs may be in the worker process where it trains: ``"any"``, ``"same-user"``, or ``"never"`` anybody
+            else's while it is there.
         early_stopping: When to stop before the end.
         checkpoint: How often to save its state.
         precision: ``"fp32"``, or mixed with ``"bf16"`` or ``"fp16"``.
@@ -190,6 +193,7 @@ class JobSpec(Part):
     max_retries: Annotated[int, Field(ge=0, le=1000)] = 2
     max_run_seconds: PositiveFloat | None = None
     exclusive: bool = False
+    colocate: Literal["any", "same-user", "never"] = "any"
     early_stopping: EarlyStopping | None = None
     checkpoint: CheckpointSpec = CheckpointSpec()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -127,7 +127,18 @@ class JobRecord:
     @property
     def needs_own_slot(self) -> bool:
         """Whether nobody may be resident beside it."""
-        return self.is_alone or self.submission.spec.exclusive
+        spec = self.submission.spec
+        return self.is_alone or spec.exclusive or spec.colocate == "never"
+
+    @property
+    def user(self) -> str:
+        """Whose it is; jobs without a user are one user's, the operator's."""
+        return self.submission.spec.user or ""
+
+    @property
+    def keeps_to_its_user(self) -> bool:
+        """Whether its worker process may host this user's jobs only, from the process's start to its end."""
+        return self.submission.model.runs_code or self.submission.spec.colocate == "same-user"
 
     def leave_slot(self) -> None:
         """Note that the job is no longer resident anywhere."""

@@ -227,7 +227,7 @@ class Inspect:
     Attributes:
         folder: The job folder.
         cache: Where converted datasets and remembered hashes go.
-        trust: Whether forms that run code are accepted.
+        trust: Whether forms that run code are accepted; a SHA-256: only the one file that has it.
         staged: The folder was written by the Python API of this very user: its pickled model is the caller's own.
         device_type: ``"cpu"`` or ``"cuda"``: which kernels the memory estimate assumes.
         num_threads: Time training steps on a CPU with this many threads, or 0 for no timing.
@@ -239,7 +239,7 @@ class Inspect:
 
     folder: Path
     cache: Path
-    trust: bool
+    trust: bool | str
     staged: bool
     device_type: str
     num_threads: int

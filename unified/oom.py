@@ -8,6 +8,18 @@ from __future__ import annotations
 from pathlib import Path
 
 
+class OomWatch:
+    """Tells whether the kernel has killed for want of memory since it was last asked."""
+
+    def __init__(self) -> None:
+        self._seen = num_oom_kills()
+
+    def has_struck(self) -> bool:
+        """Whether it has since this was last called, or made."""
+        before, self._seen = self._seen, num_oom_kills()
+        return self._seen > before
+
+
 def num_oom_kills() -> int:
     """Return how many processes the kernel has killed for want of memory, on this host and in this process's cgroup.
 

@@ -1,4 +1,4 @@
-"""Who may be resident where: memory, jobs that need a slot of their own, pairs that must not meet. Pure, free of torch."""
+"""Who may be resident where: memory, users and pairs that must not meet, slots of one's own. Pure, free of torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Placement:
         """Return the names of the unplaced jobs that may go to ``slot``, each with its ``companions`` if it leads a stack."""
         lonely = self.first_lonely(ready)
         if lonely is not None and slot is self.reserved_for(lonely):
-            ready = [lonely]
+            ready = [record for record in ready if record is lonely or self._goes_before(record, lonely)]
         unplaced = [record for record in ready if record.slot is None]
         beside = companions or {}
         return frozenset(record.name for record in unplaced if self.fits(record, slot, beside.get(record.name, ())))
@@ -55,6 +55,8 @@ class Placement:
         members = [record, *companions]
         names = {member.name for member in members}
         resident = [other for other in self._residents[slot.index] if other.name not in names]
+        if not self._may_share(members, slot):
+            return False
         if resident and any(other.needs_own_slot for other in (*members, *resident)):
             return False
         if any(frozenset({member.name, other.name}) in self._bans for member in members for other in resident):
@@ -72,18 +74,36 @@ class Placement:
         others = [record.demand for record in residents if record.name not in self._turns[index]]
         return [stack_demand(stack), *others] if len(stack) > 1 else [*stack, *others]
 
+    def _may_share(self, members: Sequence[JobRecord], slot: Slot) -> bool:
+        """Whether jobs may be in one process with each other and whoever was in the slot's; an empty slot gets a new one."""
+        return slot.suits(members, is_fresh=not self._residents[slot.index])
+
+    def is_shut_out(self, record: JobRecord) -> bool:
+        """Whether a job waits because every slot's process is, or has been, that of users it may not be together with."""
+        return record.slot is None and not any(self._may_share([record], slot) for slot in self._slots)
+
     def first_lonely(self, ready: Sequence[JobRecord]) -> JobRecord | None:
-        """Return the first job that waits for a slot of its own."""
-        lonely = [record for record in ready if record.slot is None and record.needs_own_slot]
+        """Return the first job that waits for a slot which others must leave."""
+        lonely = [record for record in ready if record.slot is None and (record.needs_own_slot or self.is_shut_out(record))]
         return min(lonely, key=lambda record: record.submit_time, default=None)
 
     def reserved_for(self, lonely: JobRecord) -> Slot:
-        """Return the slot that is kept free for a job that needs its own: the emptiest that could ever hold it."""
+        """Return the slot that is kept free for a job that others must make way for: the emptiest that could ever hold it."""
         return min(self._slots, key=lambda slot: (len(self._residents[slot.index]), slot.index))
 
-    def parked_on(self, slot: Slot) -> list[JobRecord]:
-        """Return the resident jobs of ``slot`` that could leave at once."""
-        return [record for record in self._residents[slot.index] if record.is_ready]
+    def in_the_way_of(self, lonely: JobRecord) -> list[JobRecord]:
+        """Return the residents of the slot kept for ``lonely`` that are to leave now."""
+        parked = [record for record in self._residents[self.reserved_for(lonely).index] if record.is_ready]
+        return [record for record in parked if not self._goes_before(record, lonely)]
+
+    @staticmethod
+    def _goes_before(record: JobRecord, lonely: JobRecord) -> bool:
+        """Whether a job may be on the slot that is kept for ``lonely``.
+
+        By those that came before it a job is merely shut out, and waits for their end: otherwise two users would drive each
+        other out by turns. Those that come after it wait, so it does not wait for ever.
+        """
+        return not lonely.needs_own_slot and record.submit_time < lonely.submit_time
 
 
 def _needed_bytes(demands: Sequence[Demand]) -> int:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from unified.admission import Submission
 from unified.errors import ReadTimeoutError, ReportError, WorkerDiedError
+from unified.ledger import JobRecord
 from unified.messages import Command, Inspect, Inspected, StepsTimed, TimeSteps
 from unified.nursery import Child, Nursery
 from unified.quantities import plural
@@ -35,6 +36,8 @@ class Slot:
         last_report: When the worker last said anything, on the run's clock.
         is_stalled: It was ended because it said nothing for too long.
         num_workers: How many workers it has had.
+        users: Whose jobs the worker process has hosted since it was started.
+        is_one_users: It hosted a job that keeps to its user, whose code may have stayed: it hosts nobody else's any more.
     """
 
     index: int
@@ -47,6 +50,8 @@ class Slot:
     last_report: float = 0.0
     is_stalled: bool = False
     num_workers: int = 0
+    users: frozenset[str] = frozenset()
+    is_one_users: bool = False
 
     @property
     def running(self) -> str | None:
@@ -67,7 +72,8 @@ class Slot:
     def start(self, nursery: Nursery, *, deterministic: bool, confinement: Confinement | None) -> None:
         """Fork the slot's worker if it has none."""
         if self.child is None:
-            self.is_stalled = False
+            self.is_stalled = self.is_one_users = False
+            self.users = frozenset()
             self.num_workers += 1
             self.child = nursery.spawn(
                 "unified.worker:run",
@@ -77,6 +83,22 @@ class Slot:
                 deterministic=int(deterministic),
                 confinement="" if confinement is None else confinement.to_json(),
             )
+
+    def suits(self, jobs: Sequence[JobRecord], *, is_fresh: bool = False) -> bool:
+        """Whether the worker process, or a new one if ``is_fresh``, may host these jobs together.
+
+        What a process has hosted counts to its end: memory of earlier jobs may linger in it, and code that ran in it may stay.
+        """
+        users = {job.user for job in jobs}
+        if not is_fresh:
+            users |= self.users
+        is_one_users = (self.is_one_users and not is_fresh) or any(job.keeps_to_its_user for job in jobs)
+        return not is_one_users or len(users) == 1
+
+    def note_guest(self, job: JobRecord) -> None:
+        """Take note that the worker process hosts a job from now on."""
+        self.users |= {job.user}
+        self.is_one_users |= job.keeps_to_its_user
 
     def forget(self, job: str) -> None:
         """Take note that a job's turn, if it has one, concerns nobody any more."""

@@ -38,9 +38,15 @@ class Stacks:
         return key, record.num_threads
 
     def group_key(self, record: JobRecord, num_threads: int | None) -> str | None:
-        """Return what is equal for jobs that may be in one stack: kind and priority; None for a job that steps by itself."""
+        """Return what is equal for jobs that may be in one stack: kind, priority, and the user of those who keep to theirs.
+
+        None for a job that steps by itself.
+        """
         kind = self.kind_of(record)
-        return None if kind is None else f"{kind[0]} {num_threads} {record.submission.spec.priority}"
+        if kind is None:
+            return None
+        key = f"{kind[0]} {num_threads} {record.submission.spec.priority}"
+        return f"{key} of {record.user!r}" if record.keeps_to_its_user else key
 
     def turn_of(self, records: Sequence[JobRecord], quantum: Quantum) -> RunTurn:
         """Return the command to train these jobs, as one if there are several and that pays."""

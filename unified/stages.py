@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from unified import messages
+from unified.ledger import JobRecord
 from unified.nursery import Nursery
 from unified.packing import Plan, Stage
 from unified.planning import Planner
 from unified.quantities import plural
+from unified.sandbox.records import Confinement
 from unified.slots import Slot
 
 _NO_STAGE = Stage(threads=None, slots=0, jobs=())
@@ -21,11 +23,15 @@ class Stages:
     Attributes:
         planner: Knows the devices and their memory.
         nursery: Where workers come from, and go.
+        deterministic: Workers use deterministic kernels only.
+        confinement: All that workers may touch; None: what their user may.
         slots: The slots of the stage under way.
     """
 
     planner: Planner
     nursery: Nursery
+    deterministic: bool
+    confinement: Confinement | None = None
     slots: list[Slot] = field(default_factory=list)
     _plan: Plan | None = None
     _stage: Stage = _NO_STAGE
@@ -67,6 +73,23 @@ class Stages:
                     texts.append(slot.describe())
         return tuple(texts)
 
+    def provide_worker(self, slot: Slot, record: JobRecord) -> bool:
+        """Make sure that the slot has a worker which may host a job; one that may not, and then is empty, is replaced.
+
+        Returns:
+            Whether the worker is new.
+
+        Raises:
+            NurseryDiedError: If there is nobody to start one.
+            SpawnError: If the system lets nobody start one now.
+        """
+        if slot.child is not None and not slot.suits([record]):
+            self._end_worker(slot)
+        is_new = slot.child is None
+        slot.start(self.nursery, deterministic=self.deterministic, confinement=self.confinement)
+        slot.note_guest(record)
+        return is_new
+
     def end_workers(self) -> None:
         """End all workers."""
         for slot in self.slots:
@@ -84,7 +107,7 @@ class Stages:
         for slot in self.slots[len(wanted) :]:
             self._end_worker(slot)
         for slot, old in zip(wanted, self.slots, strict=False):
-            slot.child = old.child
+            slot.child, slot.users, slot.is_one_users = old.child, old.users, old.is_one_users
             slot.send(messages.SetThreads(num_threads=slot.num_threads, first_core=slot.first_core))
         self.slots, self._stage = wanted, stage
 

@@ -35,7 +35,7 @@ from unified.sandbox import Confinement, confine
 from unified.stack_probe import Probe
 from unified.stack_trainer import StackHooks, StackTerms, StackTurn
 from unified.stepping import Failure, Hooks, TurnReport, describe_failure, fault_of
-from unified.submission.models import load_model
+from unified.submission.models import load_unchanged
 from unified.trainer import Trainer
 
 MAX_PROBES = 32  #: of stacks whose turns alternate; the ones that had none for longest are begun anew
@@ -124,7 +124,7 @@ class Worker:
 
     def _build(self, command: messages.Host) -> tuple[Member, tuple[str, ...]]:
         submission, damaged = command.submission, ()
-        module = load_model(submission.model, job=submission.name).to(self._device)
+        module = load_unchanged(submission.model, job=submission.name).to(self._device)
         train = self._pool.get(submission.train)
         test = None if submission.test is None else self._pool.get(submission.test)
         self._hybrid.add(submission.name, module)

@@ -137,8 +137,7 @@ class Service:
     def __init__(self, path: Path, **settings: Any) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        lines = [f"{name} = {json.dumps(value)}\n" for name, value in (SETTINGS | settings).items()]
-        (path / "config.toml").write_text("".join(lines))
+        (path / "config.toml").write_text(toml(SETTINGS | settings))
         self.queue = Queue.open(path, make=True)
         self.served: list[Served] = []
         self._sources = path.with_name(f"{path.name}-sources")
@@ -263,6 +262,12 @@ class Service:
             found = torch.load(folder / "state_dict.pt", weights_only=True)
             assert_equal(found, undisturbed(row.steps_total or 0), job)
             until(lambda job=job: not any(self.queue.root.job(job).glob("result-*")), f"{job} leaves nothing behind")
+
+
+def toml(settings: dict[str, Any]) -> str:
+    """Return settings as config.toml has them; a dict is a table, and stands behind the others."""
+    plain = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items() if not isinstance(value, dict))
+    return plain + "".join(f"[{name}]\n{toml(value)}" for name, value in settings.items() if isinstance(value, dict))
 
 
 _undisturbed: dict[int, dict[str, torch.Tensor]] = {}

@@ -1,5 +1,6 @@
 """``unified.Client``: the same over a folder and over HTTP; what is handed in arrives, and what was sealed comes back."""
 
+import contextlib
 import json
 import os
 import threading
@@ -10,12 +11,16 @@ import torch
 
 from separator.result import write_weights
 from separator.separate import separate
+from tests.faults.service import toml
 from tests.unit.http_service import DATA, FILES, JOB, MODEL, add_job, append, make_tokens, move_job, publish, served
+from tests.unit.signed_jobs import BOBS, USER, sign_for, trusted_table
 from unified.errors import InvalidSubmission, UnifiedError
 from unified.job import JobSpec
 from unified.job_state import JobState
+from unified.queue.config import ServiceConfig
 from unified.queue.errors import ConflictError, RefusedError, UnknownJobError
 from unified.queue.verbs import Queue
+from unified.queue.vetting import trust_in
 from unified.service.client import Client
 from unified.service.client_http import ServiceError
 from unified.submission.umodel_read import load_umodel
@@ -117,6 +122,26 @@ def test_folders_bring_along_what_they_name(queue, client, tmp_path):
     assert (folder / data["train"]).read_bytes() == b"text,label\nx,y\n"
     assert (folder / data["tokenizer"] / "tokenizer.json").read_bytes() == b"{}"
     assert (folder / "extra" / "notes.txt").read_bytes() == b"hello"
+
+
+@pytest.mark.parametrize("door", ["folder", "http"])
+def test_a_signed_folder_arrives_with_its_signature_whole(queue, tmp_path, door):
+    queue.root.config.write_text(toml({"trusted": trusted_table()}))
+    (tmp_path / "t.csv").write_bytes(b"text,label\nx,y\n")
+    columns = {"inputs": "text", "targets": "label"}
+    job = JOB | {"user": USER, "data": {"train": str(tmp_path / "t.csv"), "columns": columns}}
+    folder = write_folder(tmp_path / "job", job, {"model.umodel": MODEL})
+    signature = sign_for(folder)
+    with contextlib.ExitStack() as stack:
+        place = queue.root.path if door == "folder" else stack.enter_context(served(queue.root.path))[1]
+        client = stack.enter_context(Client(place))
+        assert client.submit_folders([folder]) == [signature.claims.job] == client.submit_folders([folder])
+        sign_for(folder, BOBS)
+        with pytest.raises(InvalidSubmission, match="E-SIGN"):
+            client.submit_folders([folder])
+    (row,) = queue.store.page().jobs
+    config = ServiceConfig.read(queue.root.config)
+    assert trust_in(queue.root.spec(row.id), row, config) == signature.claims.model
 
 
 def test_verbs_do_what_they_say(queue, client):

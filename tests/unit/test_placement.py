@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any, cast
 
 import pytest
 
 from schedulers import base
 from tests.unit.test_planning import make_record
+from unified.admission import ModelForm
 from unified.budgets import Fault
 from unified.failures import MAX_BANS, clear_suspect, fault_of_death, suspects_of
 from unified.ledger import JobRecord, Ledger, MemoryJournal
-from unified.nursery import Exit
+from unified.nursery import Child, Exit, Nursery
 from unified.placement import Placement, wrong_grant
 from unified.slots import Slot
 
@@ -59,11 +63,111 @@ def test_who_needs_a_slot_of_its_own_gets_the_emptiest_and_nobody_joins_it() -> 
     assert place(records, slots).accepted(slots[1], [other]) == frozenset()
 
 
-def test_an_exclusive_job_is_like_one_on_probation() -> None:
+@pytest.mark.parametrize("wish", [{"exclusive": True}, {"colocate": "never"}])
+def test_an_exclusive_job_is_like_one_on_probation(wish: dict[str, Any]) -> None:
     slots = make_slots(1)
-    exclusive = make_record("exclusive", exclusive=True)
+    exclusive = make_record("exclusive", **wish)
     assert place([resident("a", 0), exclusive], slots).accepted(slots[0], [exclusive]) == frozenset()
     assert place([exclusive], slots).accepted(slots[0], [exclusive]) == {"exclusive"}
+
+
+def of(user: str | None, name: str, *, runs_code: bool = False, slot: int | None = None, **changes: Any) -> JobRecord:
+    """A user's job; as if its worker were told to host it, if it is on a slot."""
+    record = make_record(name, user=user, **changes)
+    if runs_code:
+        model = replace(record.submission.model, form=ModelForm.PICKLE)
+        record.submission = replace(record.submission, model=model)
+    record.slot = slot
+    return record
+
+
+def hosted(slot: Slot, *records: JobRecord) -> list[JobRecord]:
+    """Let a slot's worker process host jobs, one after another."""
+    for record in records:
+        slot.note_guest(record)
+    return list(records)
+
+
+APART: list[dict[str, Any]] = [{"runs_code": True}, {"colocate": "same-user"}]
+
+
+@pytest.mark.parametrize("apart", APART)
+def test_a_job_that_keeps_to_its_user_is_only_with_that_users(apart: dict[str, Any]) -> None:
+    [slot] = slots = make_slots(1)
+    there = hosted(slot, of("ann", "there", slot=0))
+    hers, his = of("ann", "hers", **apart), of("bob", "his", position=3, **apart)
+    assert place([*there, hers, his], slots).accepted(slot, [hers, his]) == {"hers"}
+
+
+@pytest.mark.parametrize("apart", APART)
+def test_beside_a_job_that_keeps_to_its_user_are_only_that_users(apart: dict[str, Any]) -> None:
+    [slot] = slots = make_slots(1)
+    there = hosted(slot, of("ann", "there", slot=0, **apart))
+    hers, his, nobodys = of("ann", "hers"), of("bob", "his", position=3), of(None, "nobodys", position=4)
+    late = of("ann", "late", position=5)
+    waiting = [hers, his, nobodys, late]
+    placement = place([*there, *waiting], slots)
+    assert [record.name for record in waiting if placement.fits(record, slot)] == ["hers", "late"]
+    assert placement.first_lonely(waiting) is his
+    assert placement.accepted(slot, waiting) == {"hers"}  # it is kept for him: no more of hers that came after him
+
+
+@pytest.mark.parametrize("apart", APART)
+def test_what_a_process_hosted_counts_to_its_end(apart: dict[str, Any]) -> None:
+    [slot] = slots = make_slots(1)
+    hosted(slot, of("bob", "gone"))
+    [there] = hosted(slot, of("ann", "there", slot=0))
+    hers = of("ann", "hers", **apart)
+    assert not place([there, hers], slots).fits(hers, slot)  # bob's memory may linger in it
+    assert place([hers], slots).fits(hers, slot)  # nobody is there: it gets a new process
+    assert not slot.suits([hers])
+
+
+def test_code_that_ran_in_a_process_closes_it_to_others_when_it_is_gone() -> None:
+    [slot] = slots = make_slots(1)
+    hosted(slot, of("ann", "gone", runs_code=True))
+    [there] = hosted(slot, of("ann", "there", slot=0))
+    his = of("bob", "his")
+    assert not place([there, his], slots).fits(his, slot)
+    assert place([there, his], slots).is_shut_out(his)
+    assert place([his], slots).fits(his, slot)
+
+
+def test_jobs_without_a_user_are_one_users() -> None:
+    [slot] = slots = make_slots(1)
+    there = hosted(slot, of(None, "there", runs_code=True, slot=0))
+    mine, his = of(None, "mine", runs_code=True), of("bob", "his", runs_code=True)
+    assert place([*there, mine, his], slots).accepted(slot, [mine]) == {"mine"}
+    assert not place([*there, mine, his], slots).fits(his, slot)
+
+
+def test_a_stack_of_jobs_that_keep_to_different_users_fits_nowhere() -> None:
+    [slot] = slots = make_slots(1)
+    hers, his = of("ann", "hers", runs_code=True), of("bob", "his", runs_code=True)
+    placement = place([hers, his], slots)
+    assert placement.fits(hers, slot)
+    assert not placement.fits(hers, slot, [his])
+
+
+def test_who_is_shut_out_drives_out_those_that_came_later_only() -> None:
+    [slot] = slots = make_slots(1)
+    early, late = of("ann", "early", runs_code=True, slot=0), of("ann", "late", runs_code=True, slot=0, position=9)
+    hosted(slot, early, late)
+    his = of("bob", "his", position=5)
+    assert place([early, late, his], slots).in_the_way_of(his) == [late]
+    alone = of("bob", "alone", position=5, exclusive=True)
+    assert place([early, late, alone], slots).in_the_way_of(alone) == [early, late]
+
+
+def test_a_new_worker_process_has_hosted_nobody() -> None:
+    class Forks:
+        def spawn(self, role: str, **_: object) -> Child:
+            return Child(pid=0, pipe=cast(Connection, None))
+
+    [slot] = make_slots(1)
+    hosted(slot, of("ann", "gone", runs_code=True))
+    slot.start(cast(Nursery, Forks()), deterministic=False)
+    assert slot.suits([of("bob", "his", runs_code=True)])
 
 
 def test_banned_pairs_do_not_meet() -> None:

@@ -123,3 +123,12 @@ def test_all_members_of_a_stack_are_suspects_of_its_workers_death_and_none_is_ba
     clear_suspect(records[0], bans, MemoryJournal())
     assert bans == {frozenset({"j0", "j2"})}
     assert Stacks().kind_of(records[0]) is None
+
+
+def test_jobs_that_keep_to_their_user_are_stacked_with_that_users_only() -> None:
+    records = equal(4)
+    for record, user in zip(records, ["ann", "bob", "ann", "bob"], strict=True):
+        spec = record.submission.spec.model_copy(update={"user": user, "colocate": "same-user"})
+        record.submission = replace(record.submission, spec=spec)
+    found = units(records, make_slots(1)).of(records)
+    assert [[record.name for record in unit.records] for unit in found] == [["j0", "j2"], ["j1", "j3"]]

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from unified.queue.errors import RootError
+from unified.queue.trusted import Trusted
 from unified.sandbox.records import Mode
 
 GIB = 1 << 30
@@ -26,8 +27,9 @@ class ServiceConfig(BaseModel):
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         deterministic: Use deterministic kernels only.
         stacking: Let jobs of one architecture step as one where that is faster; never with ``deterministic``.
-        trust: Accept models that run code when they are loaded.
         sandbox: Confine workers: ``"off"``, ``"auto"`` (as far as the system can) or ``"required"``.
+        trust: Accept models that run code when they are loaded, whoever hands them in.
+        trusted: Accept those that a listed key has signed; None: none.
         lease_seconds: How long a job stays with a supervisor that does not renew.
         heartbeat_seconds: How often it renews.
         stall_seconds: A worker that finishes no step for so long is hung.
@@ -62,6 +64,7 @@ class ServiceConfig(BaseModel):
     stacking: bool = True
     trust: bool = False
     sandbox: Mode = "auto"
+    trusted: Trusted | None = None
     lease_seconds: PositiveFloat = 30.0
     heartbeat_seconds: PositiveFloat = 10.0
     stall_seconds: PositiveFloat = 300.0
@@ -105,10 +108,14 @@ class ServiceConfig(BaseModel):
 
 def _told(item: Any, path: Path, overrides: Mapping[str, Any]) -> str:
     """Say what is wrong with a setting, and where it was given."""
-    name = str(item["loc"][0]) if item["loc"] else "?"
+    name, *below = item["loc"] or ("?",)
     where = "command line" if overrides.get(name) is not None else str(path)
+    if name == "trusted":  # a table: say where in it
+        name = "trusted" + "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in below)
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, ServiceConfig.model_fields, n=1)
+        table = Trusted if below else ServiceConfig
+        near = difflib.get_close_matches(str(item["loc"][-1]), table.model_fields, n=1)
         meant = f"did you mean {near[0]!r}?" if near else "docs/queue.md lists the settings"
         return f"{where}: there is no setting {name!r}; {meant}"
-    return f"{where}: {name}: {item['msg'].lower()}, got {item['input']!r}"
+    message = str(item["ctx"]["error"]) if item["type"] == "value_error" else item["msg"].lower()
+    return f"{where}: {name}: {message}, got {item['input']!r}"

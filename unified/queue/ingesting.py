@@ -29,6 +29,7 @@ from unified.queue.records import NewJob, Submitted
 from unified.queue.root import Root
 from unified.queue.shared_files import FOLDER, Resolve, bring_in
 from unified.queue.store import JobStore
+from unified.queue.vetting import Handed, grant_of
 from unified.queue.wholeness import missing_problems, wholeness_problems
 
 READY = ".job"  #: at the end of a folder's name in ``incoming/``: it is whole
@@ -123,6 +124,7 @@ def commit(spool: Spool, entry: Path, new: NewJob, *, by: str) -> Submitted:
 
     Raises:
         ConflictError: If the id or the client's token is another job's.
+        InvalidSubmission: If its signature has expired or was used before.
         RefusedError: If a limit is reached, or the disk is full.
         FileNotFoundError: If another process took the folder, and there is no such job.
     """
@@ -196,7 +198,9 @@ def _prepare(
     for name in contents.files:
         if name != "job.json" and name not in hashes:
             hashes[name] = hash_file(folder / name)
-    return new_job(fields, spec, {name: hashes[name] for name in contents.files if name != "job.json"}, contents.num_bytes)
+    hashes = {name: hashes[name] for name in contents.files if name != "job.json"}
+    grant = grant_of(Handed(folder=folder, fields=fields, spec=spec, hashes=hashes), spool.config)
+    return new_job(fields, spec, hashes, contents.num_bytes, grant=grant)
 
 
 def exists(store: JobStore, job: str) -> bool:

@@ -22,7 +22,7 @@ from unified.queue.config import ServiceConfig
 from unified.queue.errors import RefusedError
 from unified.queue.files import TEMPORARY, open_plain
 from unified.queue.limits import check_job_bytes
-from unified.queue.records import NewJob
+from unified.queue.records import Grant, NewJob
 from unified.strict_json import MAX_BYTES, parse_json
 
 MAX_LEVELS = 32  #: of folders in folders
@@ -156,11 +156,11 @@ def content_hash(fields: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def new_job(fields: Fields, spec: JobSpec, hashes: Mapping[str, str], num_bytes: int) -> NewJob:
+def new_job(fields: Fields, spec: JobSpec, hashes: Mapping[str, str], num_bytes: int, *, grant: Grant | None = None) -> NewJob:
     """Return what becomes the row of a checked job folder; see :func:`content_hash` for ``hashes``."""
     content = content_hash(fields, hashes)
     return NewJob(
-        id=spec.id or f"{spec.name}-{content[:10]}",
+        id=spec.id or (f"{spec.name}-{content[:10]}" if grant is None else grant.job),
         name=spec.name,
         user=spec.user or "",
         spec=fields,
@@ -171,6 +171,7 @@ def new_job(fields: Fields, spec: JobSpec, hashes: Mapping[str, str], num_bytes:
         deadline_seconds=spec.deadline_seconds,
         max_retries=spec.max_retries,
         num_bytes=num_bytes,
+        grant=grant,
     )
 
 

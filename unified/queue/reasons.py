@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from unified.admission import TRUSTED_FORMS
 from unified.job_state import ENDED, RESIDENT, JobState
 from unified.quantities import bytes_text, plural, seconds_text
 from unified.queue.records import JobRow
@@ -105,6 +106,8 @@ def _of_itself(row: JobRow, store: JobStore) -> Iterator[str]:
     banned = sorted(other for pair in store.bans() if row.id in pair for other in pair if other != row.id)
     if banned:
         yield f"It may not share a slot with {', '.join(banned)}: together they brought down a worker."
+    if row.spec.get("colocate") == "same-user" or _runs_code(row):
+        yield "Its process hosts only its user's jobs, from start to end: its model runs code, or job.json asks for that."
     if row.num_job_failures:
         yield f"It failed {plural(row.num_job_failures, 'time')} for reasons of its own; {row.max_retries} retries are allowed."
     if row.num_infra_failures:
@@ -113,3 +116,7 @@ def _of_itself(row: JobRow, store: JobStore) -> Iterator[str]:
         neighbours = [job.id for job in store.jobs(states=tuple(RESIDENT)) if job.slot == row.slot and job.id != row.id]
         beside = f" beside {', '.join(neighbours)}" if neighbours else ", alone"
         yield f"It is on slot {row.slot}{beside}."
+
+
+def _runs_code(row: JobRow) -> bool:
+    return (row.admission or {}).get("model", {}).get("form") in TRUSTED_FORMS

@@ -9,6 +9,18 @@ from unified.job_state import JobState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What a signature allows, once: a job of this id, taken in before ``expires`` (seconds since 1970).
+
+    ``digest`` says which signed claims these are.
+    """
+
+    job: str
+    digest: str
+    expires: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """What a submission becomes before it is a row.
 
@@ -24,6 +36,7 @@ class NewJob:
         deadline_seconds: As in ``job.json``.
         max_retries: As in ``job.json``.
         num_bytes: Size of the job folder.
+        grant: What its signature allows; None for a job that needs none.
     """
 
     id: str
@@ -37,6 +50,7 @@ class NewJob:
     deadline_seconds: float | None = None
     max_retries: int = 2
     num_bytes: int = 0
+    grant: Grant | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

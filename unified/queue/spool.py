@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from unified.errors import InvalidSubmission, Problem
+from unified.errors import InvalidSubmission, Problem, UnifiedError
 from unified.job_state import JobState
 from unified.queue.archive import lone_unpacked, unpacked
 from unified.queue.config import ServiceConfig
@@ -269,7 +269,7 @@ def _submit_sweep(spool: Spool, entry: _Entry, folder: Path, fields: Fields) -> 
 def _commit_published(spool: Spool, ready: Path, new: NewJob) -> Submitted:
     try:
         return commit(spool, ready, new, by=BY)
-    except (RefusedError, ConflictError):
+    except UnifiedError:
         discard(spool.root, ready)  # it is the file that is rejected
         raise
 

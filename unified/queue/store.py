@@ -150,6 +150,7 @@ class JobStore:
 
         Raises:
             ConflictError: If the id or the token is taken by other content.
+            InvalidSubmission: If it is signed, and the signature has expired or was used before.
         """
         return self._write(moves.submit, new, by, self._clock.wall())
 

@@ -17,6 +17,7 @@ from unified.queue.clock import Clock
 from unified.queue.errors import ConflictError, FencedError, UnknownJobError
 from unified.queue.records import CheckpointRow, JobRow, NewJob, Progress, Submitted
 from unified.queue.schema import CHECKPOINT, JOB, TRANSITION
+from unified.queue.store_grants import use_grant
 from unified.queue.store_queries import get
 from unified.queue.store_rows import MUTABLE, columns_of, columns_of_new
 
@@ -54,6 +55,7 @@ def submit(connection: Connection, new: NewJob, by: str, now: float) -> Submitte
 
     Raises:
         ConflictError: If its id or its token is another submission's.
+        InvalidSubmission: If it is signed, and the signature has expired or was used before.
     """
     known = [JOB.c.id == new.id]
     if new.client_token is not None:
@@ -68,6 +70,8 @@ def submit(connection: Connection, new: NewJob, by: str, now: float) -> Submitte
     first = connection.execute(select(JOB.c.id).where(or_(*known)).order_by(JOB.c.submit_time, JOB.c.id).limit(1)).scalar()
     if first is not None:
         return Submitted(job=get(connection, first), is_new=False)
+    if new.grant is not None:
+        use_grant(connection, new.grant, now)
     connection.execute(insert(JOB).values(columns_of_new(new, now=now, reason=_SUBMITTED)))
     _record(connection, job=new.id, old=None, new=JobState.QUEUED, epoch=0, time=now, reason="submitted", by=by)
     return Submitted(job=get(connection, new.id), is_new=True)

@@ -68,7 +68,7 @@ def columns_of(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def columns_of_new(job: NewJob, *, now: float, reason: str) -> dict[str, Any]:
     """Return the columns of a job that was just submitted."""
-    submitted = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
+    submitted = {field.name: getattr(job, field.name) for field in dataclasses.fields(job) if field.name != "grant"}
     zeros = ("epoch", "steps_done", "training_seconds", "num_job_failures", "num_infra_failures", "num_blames")
     return {
         **columns_of(submitted),

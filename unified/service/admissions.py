@@ -27,6 +27,7 @@ from unified.queue.files import write_durably
 from unified.queue.records import JobRow
 from unified.queue.root import Root
 from unified.queue.store import JobStore
+from unified.queue.vetting import trust_in
 from unified.slots import Reader
 
 VERSION = 1
@@ -203,7 +204,7 @@ class Admitter:
             Inspect(
                 folder=self.root.spec(row.id),
                 cache=self.root.cache / "datasets",
-                trust=self.config.trust,
+                trust=trust_in(self.root.spec(row.id), row, self.config),
                 staged=False,
                 device_type="cpu" if planner.is_on_cpu else "cuda",
                 num_threads=1 if planner.is_on_cpu else 0,

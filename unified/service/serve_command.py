@@ -97,6 +97,8 @@ def _run(supervisor: Supervisor, lock: int | None, http: HttpChild | None) -> in
     with _signals(supervisor):
         say(f"unified: serves {supervisor.root.path} with {config.scheduler}; resumed {resumed}; stop with Ctrl-C or SIGTERM")
         say(f"unified: sandbox {ring_text(config.sandbox, supervisor.devices)}")
+        for line in _trusted_lines(config):
+            say(line)
         ticker.start()
         supervisor.admitter.start()
         code = EXIT_ERROR
@@ -111,6 +113,17 @@ def _run(supervisor: Supervisor, lock: int | None, http: HttpChild | None) -> in
                 logger.warning("ends although %s is still under way", ", ".join(stuck), exc_info=sys.exc_info()[0] is not None)
                 os._exit(code)
         return code
+
+
+def _trusted_lines(config: ServiceConfig) -> Iterator[str]:
+    """Say whose models may run code here."""
+    if config.trust:
+        yield "unified: accepts models that run code when they are loaded, whoever hands them in"
+    elif config.trusted is not None:
+        modules = ", ".join(config.trusted.modules) or "none"
+        yield f"unified: accepts models that run code, signed for queue {config.trusted.name!r}; modules of pickles: {modules}"
+        for signer in config.trusted.signers.values():
+            yield f"unified: accepts the key of {signer.user!r}: {signer.line.partition(' ')[0]}"
 
 
 def _say_end(supervisor: Supervisor, drained: Drained) -> int:

@@ -32,6 +32,7 @@ from unified.queue.config import ServiceConfig
 from unified.queue.records import JobRow
 from unified.queue.root import Root
 from unified.queue.store import JobStore
+from unified.queue.vetting import trust_in
 from unified.service.admissions import Admitter
 from unified.service.commands import Commands
 from unified.service.complaints import Complaints
@@ -157,6 +158,7 @@ class Supervisor:
             window=config.window,
             num_threads=config.threads if self._planner.is_on_cpu else None,
             started=self.started,
+            trust_in=lambda row: trust_in(root.spec(row.id), row, config),
             must_check_again=self._check_again,
         )
         self.status = StatusWriter(
@@ -336,6 +338,8 @@ class Supervisor:
     def _heed(self, event: events.Event) -> None:
         """Act on what needs more than a note."""
         if isinstance(event, events.WorkerStarted):
+            if event.slot in self._workers:
+                self.store.worker_ended(self._workers[event.slot], "replaced for another user's jobs")
             self._workers[event.slot] = self.store.worker_started(event.slot, event.pid)
         elif isinstance(event, events.WorkerLost):
             logger.warning(

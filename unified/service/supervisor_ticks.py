@@ -24,6 +24,8 @@ from unified.summary import finite
 
 DISK_FULL = "disk-full"  #: how the reason of a job begins that is paused until there is room
 
+_APART = "models that run code, and jobs with colocate 'same-user', share none with other users' jobs"
+
 logger = logging.getLogger(__name__)
 
 
@@ -188,6 +190,8 @@ class Ticks:
         before = f"{record.reason}; " if record.reason and record.num_infra_failures + record.num_job_failures else ""
         if record.needs_own_slot:
             return f"{before}waits for a slot of its own"
+        if self.supervisor.conductor.is_shut_out(record):
+            return f"{before}waits for a process of its own user's: {_APART}"
         if not self.supervisor.conductor.would_fit(record):
             return f"{before}waits for memory: needs {bytes_text(record.demand.peak_bytes)}"
         return f"{before}waits for a slot: {ahead} ahead {under}" if ahead else f"{before}is next for a slot {under}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from schedulers import base
+from unified.admission import Submission
 from unified.bookkeeper import Bookkeeper
 from unified.errors import InvalidSubmission
 from unified.job_state import JobState
@@ -30,7 +31,8 @@ class WorkingSet:
         window: How many waiting jobs the scheduler chooses among.
         num_threads: Intra-op threads of every slot; None on GPUs.
         started: When the run's clock was 0, in seconds since 1970.
-        must_check_again: Told of a job whose files are not where its check found them.
+        trust_in: Whether a job's model may still be loaded if that runs code; a SHA-256: that file alone.
+        must_check_again: Told of a job whose files are not where its check found them, or which may no longer run its code.
     """
 
     books: Bookkeeper
@@ -39,6 +41,7 @@ class WorkingSet:
     window: int
     num_threads: int | None
     started: float
+    trust_in: Callable[[JobRow], bool | str]
     must_check_again: Callable[[JobRow], None]
 
     def refresh(self) -> None:
@@ -59,13 +62,17 @@ class WorkingSet:
             self.books.note(base.Submitted, record)
             self.books.emit(submitted_event(record))
 
+    def _is_trusted(self, submission: Submission, row: JobRow) -> bool:
+        """Whether a job may go to a worker: the settings may have changed since it was checked."""
+        return not submission.model.runs_code or self.trust_in(row) in {True, submission.model.sha256}
+
     def _record(self, row: JobRow) -> JobRecord | None:
         try:
             submission = from_json(row, self.root)
         except (InvalidSubmission, KeyError, TypeError, ValueError) as error:
             logger.warning("job %s must be checked again: %s", row.id, error)
             submission = None
-        if submission is None:
+        if submission is None or not self._is_trusted(submission, row):
             self.must_check_again(row)
             return None
         step_seconds = row.step_seconds

@@ -24,18 +24,20 @@ from unified.submission.umodel_read import load_umodel
 from unified.submission.weight_files import is_safetensors
 
 _EXPORT = "write it with unified.export(model, example_inputs, path)"
-_EXPORT_OR_TRUST = f"{_EXPORT}, or pass --trust if every job here is your own"
+_EXPORT_OR_TRUST = f"{_EXPORT}, pass --trust if every job here is your own, or sign it for a queue that trusts your key"
 _DECLARE = 'add e.g. "architecture": {"library": "torchvision", "name": "resnet18"}, or "layers"; see docs/job.md'
 _DECLARED_FORMS = frozenset({ModelForm.WEIGHTS, ModelForm.PRETRAINED})
 
 
-def recognise(path: Path, *, job: str, trust: bool, staged: bool, architecture: ArchitectureSpec | None = None) -> ModelRef:
+def recognise(
+    path: Path, *, job: str, trust: bool | str, staged: bool, architecture: ArchitectureSpec | None = None
+) -> ModelRef:
     """Say which form a model has, by its content, and hash it; nothing in it is run.
 
     Args:
         path: The model's file or folder.
         job: Whose it is, for messages.
-        trust: Whether forms that run code when they are loaded are accepted.
+        trust: Whether forms that run code when they are loaded are accepted; a SHA-256: only the one file that has it.
         staged: The file was written by the Python API for its own caller.
         architecture: What the job declares it to be.
 
@@ -48,12 +50,9 @@ def recognise(path: Path, *, job: str, trust: bool, staged: bool, architecture: 
     elif staged and path.name == STAGED_MODEL:
         form = ModelForm.OBJECT
     else:
-        form = _form(path, job, trust=trust)
+        form = _form(path, job, trust=trust is True or trust == _sha256(path))
     declared = _declared(architecture, form, path, job)
-    digest = folder_hash(files) if path.is_dir() else _sha256(path)
-    if declared:
-        digest = hashlib.sha256(f"{digest}\n{declared}".encode()).hexdigest()
-    return ModelRef(path=path, form=form, sha256=digest, architecture=declared)
+    return ModelRef(path=path, form=form, sha256=_identity(path, files, declared), architecture=declared)
 
 
 def load_model(ref: ModelRef, *, job: str | None = None, finite: bool = True) -> nn.Module:
@@ -77,6 +76,28 @@ def load_model(ref: ModelRef, *, job: str | None = None, finite: bool = True) ->
         if ref.form is ModelForm.PRETRAINED:
             return load_pretrained(ref.path, named_class(ref.architecture), finite=finite)
         return load_declared(ref.path, ref.architecture, finite=finite)
+
+
+def load_unchanged(ref: ModelRef, *, job: str) -> nn.Module:
+    """Load a model that was checked before, if it still is what it was then; see :func:`load_model`.
+
+    Raises:
+        InvalidSubmission: If it has changed, or is refused.
+    """
+    if (
+        ref.form is not ModelForm.OBJECT
+        and _identity(ref.path, _files(ref.path, job, follow=True), ref.architecture) != ref.sha256
+    ):
+        given = "another one: it has changed since it was checked"
+        remedy = "leave the model alone while its job waits and trains; hand it in again"
+        raise InvalidSubmission([_problem(job, "E-HASH", f"the model of SHA-256 {ref.sha256[:16]}…", given, remedy)])
+    return load_model(ref, job=job)
+
+
+def _identity(path: Path, files: Sequence[Path], declared: str) -> str:
+    """Return the SHA-256 of a model: of its file, or of its folder, and of what its job declares it to be."""
+    digest = folder_hash(files) if path.is_dir() else _sha256(path)
+    return hashlib.sha256(f"{digest}\n{declared}".encode()).hexdigest() if declared else digest
 
 
 def _files(path: Path, job: str, *, follow: bool) -> Sequence[Path]:

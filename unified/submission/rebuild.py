@@ -22,7 +22,7 @@ from unified.submission.refusal import MAX_FAULTS, Fault, RefusedModelError, ref
 from unified.submission.saved_values import equals, in_words, mapping
 from unified.submission.stored_tensors import StoredTensors, check_finite, is_parameter, parameter_data
 from unified.submission.torch_file import TorchFile
-from unified.submission.umodel_format import name_fault
+from unified.submission.umodel_names import name_fault
 
 MAX_DEPTH = 30
 MAX_MODULES = 20_000

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unified.errors import InvalidSubmission, Problem
-from unified.submission.umodel_format import MalformedError
+from unified.submission.umodel_faults import MalformedError
 
 MAX_FAULTS = 20  #: of one kind, as many as are told
 
@@ -53,8 +53,8 @@ def refusals_told(path: Path, job: str | None) -> Iterator[None]:
     except MalformedError as error:
         remedy = "write the file again"
         faults = [
-            Fault(code="E-TENSORS", field=f"{path.name}: {where}", expected=wanted, given=got, remedy=remedy)
-            for where, wanted, got in error.faults
+            Fault(code=f.code, field=f"{path.name}: {f.where}", expected=f.expected, given=f.given, remedy=remedy)
+            for f in error.faults
         ]
         raise InvalidSubmission(_problem(name, fault) for fault in faults) from error
     except OSError as error:

@@ -23,9 +23,9 @@ from unified.submission.umodel_format import (
     MAX_RANK,
     MAX_TENSORS,
     STORED_DTYPES,
-    name_fault,
-    parse_json,
 )
+from unified.submission.umodel_json import parse_json
+from unified.submission.umodel_names import name_fault
 
 _BY_STORED_NAME = {stored: name for name, stored in STORED_DTYPES.items()}
 _FLAT = "save a flat mapping: torch.save(model.state_dict(), path)"
