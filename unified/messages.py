@@ -10,6 +10,7 @@ from unified.admission import Submission
 from unified.budgets import Fault
 from unified.errors import Problem
 from unified.read_limits import DEFAULT_LIMITS, ReadLimits
+from unified.sandbox.records import Mode
 from unified.validation import StageOutcome
 
 
@@ -235,6 +236,7 @@ class Inspect:
         id: What a queue calls the job; ``""`` for its own name.
         data_roots: Folders whose files the job may name by absolute path.
         limits: What reading it may take.
+        sandbox: Whether the process that reads it is confined to the job's files: ``"off"``, ``"auto"`` or ``"required"``.
     """
 
     folder: Path
@@ -247,6 +249,7 @@ class Inspect:
     id: str = ""
     data_roots: tuple[Path, ...] = ()
     limits: ReadLimits = DEFAULT_LIMITS
+    sandbox: Mode = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ _RECORDS = frozenset(
         "unified.job",
         "unified.job_parts",
         "unified.messages",
+        "unified.validation",
     }
 )
 _PATHS = frozenset({"pathlib", "pathlib._local"})

@@ -211,6 +211,7 @@ class Admitter:
                 within_bytes=planner.capacity_bytes // 4,
                 id=row.id,
                 data_roots=(*self.config.data_roots, self.root.data),
+                sandbox=self.config.sandbox,
             )
             for row in rows
         ]
