@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import zipfile
@@ -12,12 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import unified
+from tests.reading import plain_job, read, write_job
 from unified.errors import WorkerDiedError
-from unified.messages import Inspect, Inspected
-from unified.nursery import Nursery
 from unified.read_limits import ReadLimits
-from unified.slots import Reader
 from unified.validation import Stage
 
 MB = 1 << 20
@@ -47,49 +43,6 @@ class OnLoading(nn.Module):
         return self.head(x)
 
 
-@pytest.fixture(scope="module")
-def nursery():
-    nursery = Nursery()
-    nursery.hides_gpus = True
-    yield nursery
-    nursery.close()
-
-
-def write_job(folder: Path, model: nn.Module, inputs: Tensor, targets: Tensor, **fields: object) -> Path:
-    folder.mkdir(parents=True)
-    torch.save((inputs, targets), folder / "train.pt")
-    if isinstance(model, OnLoading):
-        torch.save(model, folder / "model.pt")
-        name = "model.pt"
-    else:
-        unified.export(model, inputs[:2], folder / "model.umodel")
-        name = "model.umodel"
-    job = {"name": folder.name, "model": name, "data": {"train": "train.pt"}, "loss": "CrossEntropyLoss", "optimizer": "SGD"}
-    (folder / "job.json").write_text(json.dumps(job | {"epochs": 1, "batch_size": 4} | fields))
-    return folder
-
-
-def read(nursery: Nursery, *folders: Path, limits: ReadLimits | None = None) -> list[Inspected]:
-    requests = [
-        Inspect(
-            folder=folder,
-            cache=folder.parent / "cache",
-            trust=True,
-            staged=False,
-            device_type="cpu",
-            num_threads=1,
-            within_bytes=1 << 34,
-            limits=limits or ReadLimits(),
-        )
-        for folder in folders
-    ]
-    return [answers[0] for answers in Reader(nursery=nursery, num_processes=1).read(requests)]
-
-
-def plain_job(folder: Path) -> Path:
-    return write_job(folder, nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3)
-
-
 @pytest.mark.parametrize(
     ("act", "limits", "code", "says"),
     [
@@ -101,9 +54,9 @@ def plain_job(folder: Path) -> Path:
     ids=["crash", "exit", "wall", "cpu"],
 )
 def test_a_model_that_ends_its_reader_is_refused_and_the_next_job_is_read(nursery, tmp_path, act, limits, code, says):
-    bad = write_job(tmp_path / "bad", OnLoading(act), torch.randn(8, 4), torch.arange(8) % 3)
+    bad = write_job(tmp_path / "bad", OnLoading(act), torch.randn(8, 4), torch.arange(8) % 3, form="pickle")
     good = plain_job(tmp_path / "good")
-    first, second = read(nursery, bad, good, limits=limits)
+    first, second = read(nursery, bad, good, limits=limits, trust=True)
     (problem,) = first.problems
     assert (first.submission, problem.code, says in str(problem)) == (None, code, True), problem
     assert problem.job == "bad"
@@ -111,9 +64,9 @@ def test_a_model_that_ends_its_reader_is_refused_and_the_next_job_is_read(nurser
 
 
 def test_a_reader_that_is_killed_from_outside_blames_nobody(nursery, tmp_path):
-    job = write_job(tmp_path / "job", OnLoading("killed"), torch.randn(8, 4), torch.arange(8) % 3)
+    job = write_job(tmp_path / "job", OnLoading("killed"), torch.randn(8, 4), torch.arange(8) % 3, form="pickle")
     with pytest.raises(WorkerDiedError, match="job"):
-        read(nursery, job)
+        read(nursery, job, trust=True)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is limited on Linux only")
