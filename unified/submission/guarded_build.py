@@ -19,11 +19,11 @@ from unified.job_problems import did_you_mean
 from unified.submission.equality import preserved_random_state
 from unified.submission.refusal import MAX_FAULTS, Fault, RefusedModelError, refused
 from unified.submission.stored_tensors import check_finite
-from unified.submission.umodel_format import MAX_TENSORS
 from unified.submission.weight_files import Weight
 
-MAX_MODULES = 50_000
-MAX_RANGE = 1024  #: numbers in a range that a builder may read while it builds
+SPARE_MODULES = 5_000  #: beside some for each stored tensor; activations and the like have none
+_MODULES_PER_TENSOR = 20
+MAX_RANGE = 1024  #: numbers in a list that a builder may read while it builds
 _SPARE_BYTES = 256 << 20  #: for buffers that are not stored
 
 _FIELD = "architecture"
@@ -45,12 +45,11 @@ def build_to_fit(make: Callable[[], nn.Module], weights: Mapping[str, Weight], *
         RefusedModelError: If it cannot be built, or the weights are not its own.
     """
     with own_random_state():
-        model = build_on_meta(make)
+        model = build_on_meta(make, len(weights))
         _check_fit(model, weights)
         check_hidden(model, weights)
         torch.default_generator.manual_seed(0)
-        with _bounded():
-            model = make()
+        model = make()
     _load(model, weights, finite=finite)
     return model.train()
 
@@ -64,16 +63,20 @@ def own_random_state() -> Iterator[None]:
         yield
 
 
-def build_on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+def build_on_meta(make: Callable[[], nn.Module], num_tensors: int) -> nn.Module:
     """Return what ``make`` builds, without memory for its tensors.
 
+    Args:
+        make: Builds the model, whatever device is the default.
+        num_tensors: How many weights there are for it.
+
     Raises:
-        RefusedModelError: If it cannot be built, or has more modules than any file could hold the weights of.
+        RefusedModelError: If it cannot be built, or has more modules than there can be with so many weights.
     """
     failures: list[Exception] = []
-    for ranges in (contextlib.nullcontext, _RealRanges):
+    for numbers in (contextlib.nullcontext, _RealNumbers):
         try:
-            with torch.device("meta"), ranges(), _bounded():
+            with torch.device("meta"), numbers(), _bounded(num_tensors):
                 return make()
         except RefusedModelError:
             raise
@@ -86,30 +89,30 @@ def build_on_meta(make: Callable[[], nn.Module]) -> nn.Module:
     raise refused("E-DECLARED", _FIELD, "an architecture that can be built", given, "correct its arguments") from error
 
 
-class _RealRanges(TorchFunctionMode):
-    """Makes short ranges of numbers for real: some builders compute their widths or rates with them."""
+class _RealNumbers(TorchFunctionMode):
+    """Makes short lists of numbers for real: some builders compute their widths or rates with them."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
-        if func in (torch.arange, torch.linspace) and made.is_meta and made.numel() <= MAX_RANGE:
+        if func in (torch.arange, torch.linspace, torch.tensor) and made.is_meta and made.numel() <= MAX_RANGE:
             return func(*args, **{**kwargs, "device": "cpu"})
         return made
 
 
 @contextlib.contextmanager
-def _bounded() -> Iterator[None]:
-    """Stop a builder that makes more modules or parameters than any file can hold the weights of."""
-    count = 0
+def _bounded(num_tensors: int) -> Iterator[None]:
+    """Stop a builder that makes far more modules or parameters than there are weights."""
+    count, limit = 0, SPARE_MODULES + _MODULES_PER_TENSOR * num_tensors
 
     def tick(*_: Any) -> None:
         nonlocal count
         count += 1
-        if count > MAX_MODULES + MAX_TENSORS:
-            given = "more: the arguments are too large"
-            raise refused("E-DECLARED", _FIELD, f"at most {MAX_MODULES} modules", given, "correct its arguments")
+        if count > limit:
+            expected = f"a model for {num_tensors} stored tensors"
+            raise refused("E-DECLARED", _FIELD, expected, f"one of more than {limit} parts", "correct its arguments")
 
     hooks = [
         nn.modules.module.register_module_module_registration_hook(tick),

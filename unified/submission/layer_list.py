@@ -12,7 +12,7 @@ from unified.submission.layer_table import LAYERS, MAX_LAYERS, REFUSED, Layer, f
 from unified.submission.refusal import MAX_FAULTS, Fault, RefusedModelError
 
 MAX_LISTED = 10_000
-MAX_DEPTH = 8
+MAX_DEPTH = 6  #: of lists; the values of a job may nest no deeper
 
 _LISTED = {name: layer for name, layer in LAYERS.items() if layer.is_listed}
 

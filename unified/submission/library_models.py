@@ -19,6 +19,7 @@ from unified.submission.refusal import MAX_FAULTS, Fault, RefusedModelError, ref
 
 MAX_TEXT = 100
 MAX_ITEMS = 64
+_MAX_TENSORS = 5_000  #: of the largest model of a library with its own arguments
 MAX_NUMBER = 1 << 20  #: larger sizes no file could hold the weights of
 
 #: Parts of names of arguments that may lead to the network, to a file, or to another kind of model.
@@ -42,7 +43,7 @@ def library_model(architecture: ArchitectureSpec) -> Callable[[], nn.Module]:
     make = partial(make, architecture.name)
     arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in architecture.arguments.items()}
     if arguments:
-        faults = _argument_faults(type(build_on_meta(make)), architecture.arguments)
+        faults = _argument_faults(type(build_on_meta(make, _MAX_TENSORS)), architecture.arguments)
         if faults:
             raise RefusedModelError(faults[:MAX_FAULTS])
     return partial(make, **arguments)

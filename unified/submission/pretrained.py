@@ -55,6 +55,11 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("experts_implementation", "_experts_implementation"), (None, "eager")),
     **dict.fromkeys(("dtype", "torch_dtype"), _DTYPES),
 }
+#: Parts of names of keys that say how many there are of something, and the most that there may be: some configurations make
+#: lists of that length.
+_COUNTS = ("num_", "layer", "depth")
+_MAX_COUNT = 1 << 20
+_MAX_NUMBER = 1 << 31
 #: Kinds of models that are made by another library, from a name that may lead anywhere.
 _WRAPPERS = frozenset({"timm_wrapper", "timm_backbone"})
 
@@ -119,7 +124,7 @@ def load_pretrained(folder: Path, name: str | None, *, finite: bool = True) -> n
     weights = _weights(folder)
     with _offline(), own_random_state():
         kind, configuration = _class(config, name)
-        bare = build_on_meta(lambda: kind._from_config(copy.deepcopy(configuration)))
+        bare = build_on_meta(lambda: kind._from_config(copy.deepcopy(configuration)), len(weights))
         _check_size(bare, weights)
         check_hidden(bare, weights)
         tensors = {key: weight.read() for key, weight in weights.items()}
@@ -217,6 +222,8 @@ def _config_faults(value: Any, field: str) -> Iterator[Fault]:
         if harmless is not None and item not in harmless:
             allowed = " or ".join(describe(each) for each in harmless)
             yield _fault("E-DECLARED", place, allowed, describe(item), "remove it: only what transformers itself has is run")
+        elif type(item) is int and abs(item) > (limit := _MAX_COUNT if any(c in key for c in _COUNTS) else _MAX_NUMBER):
+            yield _fault("E-DECLARED", place, f"a number up to {limit}", describe(item), "correct it")
         elif key.startswith("__"):
             yield _fault("E-DECLARED", place, "an ordinary key", describe(key), "remove it")
         elif key == "model_type" and isinstance(item, str) and item in _WRAPPERS:

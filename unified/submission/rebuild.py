@@ -22,7 +22,6 @@ from unified.submission.refusal import MAX_FAULTS, Fault, RefusedModelError, ref
 from unified.submission.saved_values import equals, in_words, mapping
 from unified.submission.stored_tensors import StoredTensors, check_finite, is_parameter, parameter_data
 from unified.submission.torch_file import TorchFile
-from unified.submission.umodel_names import name_fault
 
 MAX_DEPTH = 30
 MAX_MODULES = 20_000
@@ -159,10 +158,10 @@ class _Builder:
     def _attach(self, built: nn.Module, children: Mapping[str, nn.Module | None], path: str) -> None:
         if isinstance(built, _CONTAINERS):
             for index, (name, child) in enumerate(children.items()):
-                wrong = name_fault(name) if isinstance(built, nn.Sequential) else ("no list" if name != str(index) else None)
-                if child is None or wrong is not None or "." in name:
-                    raise self._bad(self._child(path, name[:80]), "a module under a name of its own", wrong or "none")
-                built.add_module(name, child)
+                is_taken = not name.isprintable() or name.startswith("__") or hasattr(built, name)
+                if child is None or is_taken or (isinstance(built, nn.ModuleList) and name != str(index)):
+                    raise self._bad(self._child(path, name[:80]), "a module under a name of its own", in_words(name))
+                built.register_module(name, child)
             return
         expected = {name: type(child) for name, child in built.named_children()}
         given = {name: type(child) for name, child in children.items()}

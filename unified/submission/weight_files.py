@@ -25,9 +25,10 @@ from unified.submission.umodel_format import (
     STORED_DTYPES,
 )
 from unified.submission.umodel_json import parse_json
-from unified.submission.umodel_names import name_fault
 
 _BY_STORED_NAME = {stored: name for name, stored in STORED_DTYPES.items()}
+MAX_NAME = 1000
+
 _FLAT = "save a flat mapping: torch.save(model.state_dict(), path)"
 
 
@@ -114,9 +115,9 @@ def check_names(names: Iterable[Any], field: str) -> None:
         RefusedModelError: If there are such.
     """
     for name in names:
-        fault = name_fault(name) if isinstance(name, str) else "it is no text"
-        if fault is not None:
-            given = f"{str(name)[:80]!r}: {fault}"
+        sound = isinstance(name, str) and len(name) <= MAX_NAME and name.isprintable()
+        if not sound or any(not part or part.startswith("__") for part in name.split(".")):
+            given = repr(str(name)[:80])
             raise refused("E-TENSORS", field, "names that parameters and buffers can have", given, "rename it")
 
 
