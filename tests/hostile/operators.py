@@ -9,25 +9,18 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import os
 import random
-import resource
-import signal
 import sys
-import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.hostile.children import in_children
 from unified.submission.operators import COUNTER, STATISTICS, Argument, Operator, RefusedOperatorError, resolve
 
-SECONDS = 10  # a call on tensors this small that takes longer would hold up all the others
-HEADROOM_BYTES = 2 << 30
 _MALLOPT = ctypes.CDLL(None).mallopt
 _M_PERTURB = -6
 
@@ -178,58 +171,17 @@ def _all_same(ones: list[Tensor], others: list[Tensor]) -> bool:
 def findings(names: list[str], calls: int, seed: int) -> Iterator[tuple[str, int, str]]:
     """Yield (operator, index of the call, what it did) for each call that did what none may do."""
     work = [(name, index) for name in names for index in range(calls)]
-    start = 0
-    while start < len(work):
-        done, how, told = _in_child(work[start:], seed)
-        yield from told
-        start += done
-        if start < len(work):
-            yield (*work[start], how)
-            start += 1
+    for (name, index), how in zip(work, in_children(len(work), lambda i: _judged(*work[i], seed)), strict=True):
+        if how != "harmless":
+            yield name, index, how
 
 
-def _in_child(work: list[tuple[str, int]], seed: int) -> tuple[int, str, list[tuple[str, int, str]]]:
-    """Make calls in a child process; return how many were made, what ended it, and what was found."""
-    with tempfile.TemporaryDirectory() as folder:
-        note, told = Path(folder) / "done", Path(folder) / "told"
-        note.touch()
-        told.touch()
-        child = os.fork()
-        if child == 0:
-            try:
-                _calls(work, seed, note, told)
-            finally:
-                os._exit(70)  # never go on as a second parent
-        _, status = os.waitpid(child, 0)
-        done = int(note.read_text() or 0)
-        found = [(name, int(index), what) for name, index, what in (t.split("\t") for t in told.read_text().splitlines())]
-    if done == len(work):
-        return done, "nothing", found
-    how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
-    return done, how, found
-
-
-def _calls(work: list[tuple[str, int]], seed: int, note: Path, told: Path) -> None:
-    warnings.simplefilter("ignore")
-    for standard in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), standard)  # PyTorch and MKL complain from C++, often
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM_BYTES,) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    record = os.open(note, os.O_WRONLY)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    with told.open("a", buffering=1) as told_file:
-        for index, (name, number) in enumerate(work):
-            os.pwrite(record, b"%-12d" % index, 0)
-            signal.alarm(SECONDS)
-            how, one = call(name, number, seed, 0x11)
-            other = call(name, number, seed, 0xEE)[1] if how == "returned" else one
-            if how == "returned" and not _all_same(one, other):
-                how = "returns memory that it did not fill"
-            if " " in how:
-                told_file.write(f"{name}\t{number}\t{how}\n")
-    os.pwrite(record, b"%-12d" % len(work), 0)
-    os._exit(0)
+def _judged(name: str, index: int, seed: int) -> str:
+    how, one = call(name, index, seed, 0x11)
+    if how != "returned":
+        return how if " " in how else "harmless"
+    other = call(name, index, seed, 0xEE)[1]
+    return "harmless" if _all_same(one, other) else "returns memory that it did not fill"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from unified.submission.operators import (
 from unified.submission.operators import (
     Kind as OperatorKind,
 )
-from unified.submission.umodel_faults import Fault, MalformedError
+from unified.submission.umodel_faults import Fault, refuse
 from unified.submission.umodel_format import (
     AUTOCAST_DTYPES,
     DTYPES,
@@ -71,9 +71,7 @@ def check_graphs(graphs: Mapping[str, GraphRecord], manifest: Manifest) -> None:
     if not faults:
         faults = list(_untrained(graphs, manifest))
     for code in ("E-GRAPH", "E-OP"):
-        found = [fault for fault in faults if fault.code == code]
-        if found:
-            raise MalformedError(found)
+        refuse(fault for fault in faults if fault.code == code)
 
 
 def _untrained(graphs: Mapping[str, GraphRecord], manifest: Manifest) -> Iterator[Fault]:

@@ -55,10 +55,17 @@ def _pdist(x: Tensor, p: float = 2) -> Tensor:
     return torch.pdist(x, p)
 
 
+# with targets of another shape, these give back memory that they did not fill
+
+
 def _binary_cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 1) -> Tensor:
-    # with targets of another shape, it gives back memory that it did not fill
     _require(x.shape == target.shape and reduction in (0, 1, 2), "a target for each value, and a known reduction")
     return torch.ops.aten.binary_cross_entropy.default(x, target, weight, reduction)
+
+
+def _soft_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
+    _require(x.shape == target.shape and reduction in (0, 1, 2), "a target for each value, and a known reduction")
+    return torch.ops.aten.soft_margin_loss.default(x, target, reduction)
 
 
 def _embedding_bag(weight: Tensor, indices: Tensor, offsets: Tensor, scale: bool = False, mode: int = 0, *rest: Any) -> Any:
@@ -112,6 +119,7 @@ GUARDED: dict[str, Callable[..., Any]] = {
     "aten._weight_norm.default": _weight_norm,
     "aten.pdist.default": _pdist,
     "aten.binary_cross_entropy.default": _binary_cross_entropy,
+    "aten.soft_margin_loss.default": _soft_margin_loss,
     "aten.embedding_bag.default": _embedding_bag,
     "aten.embedding_bag.padding_idx": _embedding_bag,
     **{f"aten.{name}.input": _recurrent(name) for name in _RECURRENT},

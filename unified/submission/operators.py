@@ -42,6 +42,7 @@ REFUSED_FAMILIES: tuple[tuple[str, str], ...] = (
     (r"binomial|(special_.*_polynomial_.*)", "may not return for a long time, whatever the size of its arguments"),
     (r"multilabel_margin_loss.*", "returns memory that it did not fill for some targets"),
     (r"nonzero_numpy", "gives as many values as the data have"),
+    (r"range", "ends the process on some steps: name arange"),
     (r"random", "may not return on a range without end"),
     (r"(linalg_)?eig(vals)?", "ends the process on values that are not finite"),
     (r"__.*__", "is a Python spelling of an operator: name the operator itself"),

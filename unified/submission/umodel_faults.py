@@ -48,6 +48,13 @@ class MalformedError(ValueError):
         super().__init__("; ".join(map(str, self.faults)))
 
 
+def refuse(faults: Iterable[Fault]) -> None:
+    """Raise MalformedError if there are any faults; no more are looked for than are told."""
+    found = tuple(islice(faults, MAX_FAULTS))
+    if found:
+        raise MalformedError(found)
+
+
 def malformed(code: str, where: str, expected: str, given: str) -> MalformedError:
     """Return the error for a single fault."""
     return MalformedError([Fault(code=code, where=where, expected=expected, given=given)])

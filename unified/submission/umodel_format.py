@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, FailFast, Field, TypeAdapter
 
-from unified.submission.umodel_faults import Fault, MalformedError
+from unified.submission.umodel_faults import Fault, MalformedError, refuse
 from unified.submission.umodel_json import parse_json, validate
 
 VERSION = 1
@@ -63,7 +64,7 @@ MEMORY_FORMATS = {
 FLOATS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 
 Size = Annotated[int, Field(ge=0, lt=1 << 63)]
-Shape = Annotated[tuple[Size, ...], Field(max_length=MAX_RANK)]
+Shape = Annotated[tuple[Size, ...], Field(max_length=MAX_RANK), FailFast()]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +130,9 @@ class Manifest:
 
     version: Literal[1]
     torch: str
-    inputs: Annotated[tuple[InputRecord, ...], Field(max_length=MAX_INPUTS)]
-    tensors: Annotated[tuple[TensorRecord, ...], Field(max_length=MAX_TENSORS)]
-    constants: Annotated[tuple[tuple[str, Shape], ...], Field(max_length=MAX_TENSORS)]
+    inputs: tuple[InputRecord, ...]
+    tensors: tuple[TensorRecord, ...]
+    constants: tuple[tuple[str, Shape], ...]
     parts: dict[str, str]
 
     @property
@@ -182,9 +183,9 @@ class GraphRecord:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
-    nodes: Annotated[tuple[NodeRecord, ...], Field(max_length=MAX_NODES)]
+    nodes: tuple[NodeRecord, ...]
     output: Any
-    writes: Annotated[tuple[tuple[str, Any], ...], Field(max_length=MAX_TENSORS)] = ()
+    writes: tuple[tuple[str, Any], ...] = ()
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -207,22 +208,34 @@ def decode_manifest(raw: bytes) -> Manifest:
         raise MalformedError(
             [Fault(code="E-VERSION", where=MANIFEST, expected=wanted, given=f"version {version}", remedy=remedy)]
         )
+    _check_lengths(MANIFEST, value, inputs=MAX_INPUTS, tensors=MAX_TENSORS, constants=MAX_TENSORS)
     manifest: Manifest = validate(_MANIFEST, MANIFEST, raw)
-    faults = []
-    if set(manifest.parts) != {*PARTS} - {MANIFEST}:
-        faults.append(_fault("parts", "the SHA-256 of every other part", repr(sorted(manifest.parts))[:200]))
-    for record in manifest.inputs:
-        if record.dtype not in STORED_DTYPES:
-            faults.append(_fault(f"inputs.{record.name[:100]}", f"a type of {sorted(STORED_DTYPES)}", repr(record.dtype)[:50]))
-    if faults:
-        raise MalformedError(faults)
+    refuse(_manifest_faults(manifest))
     return manifest
 
 
 def decode_graph(part: str, raw: bytes) -> GraphRecord:
     """Read one graph; its operators and references are not checked here. Raises MalformedError."""
-    parse_json(part, raw)
+    _check_lengths(part, parse_json(part, raw), nodes=MAX_NODES, writes=MAX_TENSORS)
     return validate(_GRAPH, part, raw)
+
+
+def _check_lengths(part: str, record: Any, **limits: int) -> None:
+    """Refuse lists that are too long before their items are looked at, each of which could be wrong in its own way."""
+    if isinstance(record, dict):
+        refuse(
+            Fault(code="E-SCHEMA", where=f"{part}.{key}", expected=f"at most {limit} items", given=f"{len(record[key])}")
+            for key, limit in limits.items()
+            if isinstance(record.get(key), list) and len(record[key]) > limit
+        )
+
+
+def _manifest_faults(manifest: Manifest) -> Iterator[Fault]:
+    if set(manifest.parts) != {*PARTS} - {MANIFEST}:
+        yield _fault("parts", "the SHA-256 of every other part", repr(sorted(manifest.parts))[:200])
+    for record in manifest.inputs:
+        if record.dtype not in STORED_DTYPES:
+            yield _fault(f"inputs.{record.name[:100]}", f"a type of {sorted(STORED_DTYPES)}", repr(record.dtype)[:50])
 
 
 def _fault(where: str, expected: str, given: str) -> Fault:

@@ -17,7 +17,7 @@ from unified.errors import InvalidSubmission
 from unified.submission.graph_rules import check_graphs
 from unified.submission.interpreter import ArchiveModule
 from unified.submission.safetensors_part import Entry, read_tensor
-from unified.submission.umodel_faults import Fault, MalformedError, malformed
+from unified.submission.umodel_faults import Fault, MalformedError, malformed, refuse
 from unified.submission.umodel_format import (
     GRAPHS,
     MANIFEST,
@@ -53,9 +53,7 @@ class Archive:
 
     def check_model(self) -> None:
         """Pass the stages of names, graphs and operators; raises MalformedError."""
-        faults = list(name_faults(self.manifest, self.graphs))
-        if faults:
-            raise MalformedError(faults)
+        refuse(name_faults(self.manifest, self.graphs))
         check_graphs(self.graphs, self.manifest)
 
     def tensors(self, entries: Mapping[str, Entry], *, without: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
@@ -103,9 +101,7 @@ def read_manifest(path: Path | str, *, job: str | None = None) -> Manifest:
     path = Path(path)
     with _reporting(path, job):
         manifest = decode_manifest(bytes(find_parts(_map(path))[MANIFEST]))
-        faults = list(name_faults(manifest, {}))
-        if faults:
-            raise MalformedError(faults)
+        refuse(name_faults(manifest, {}))
         return manifest
 
 
@@ -121,13 +117,11 @@ def open_archive(path: Path) -> Archive:
         lambda: decode_manifest(bytes(parts[MANIFEST])),
         *(lambda part=part: decode_graph(part, bytes(parts[part])) for part in GRAPHS.values()),
     )
-    faults = [
+    refuse(
         Fault(code="E-HASH", where=part, expected=f"SHA-256 {expected[:100]}", given=digest)
         for part, expected in manifest.parts.items()
         if (digest := hashlib.sha256(parts[part]).hexdigest()) != expected
-    ]
-    if faults:
-        raise MalformedError(faults)
+    )
     return Archive(manifest=manifest, graphs=dict(zip(GRAPHS, graphs, strict=True)), parts=parts)
 
 

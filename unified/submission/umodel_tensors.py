@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unified.submission.safetensors_part import Entry, chunks_of, read_header
-from unified.submission.umodel_faults import Fault, MalformedError
+from unified.submission.umodel_faults import Fault, refuse
 from unified.submission.umodel_format import MANIFEST, STORED_DTYPES, WEIGHTS, Manifest, TensorRecord
 
 _MAX_ELEMENTS = 1 << 63
@@ -21,14 +21,10 @@ def check_tensors(manifest: Manifest, weights: memoryview, *, finite: bool) -> d
     Raises:
         MalformedError: With all that is wrong with what the manifest says, or with the header, or with the values.
     """
-    faults = list(_record_faults(manifest))
-    if faults:
-        raise MalformedError(faults)
+    refuse(_record_faults(manifest))
     entries = read_header(weights, manifest.stored())
     trained = {r.name for r in manifest.tensors if r.kind == "parameter"} if finite else set()
-    faults = list(_value_faults(weights, entries, trained))
-    if faults:
-        raise MalformedError(faults)
+    refuse(_value_faults(weights, entries, trained))
     return entries
 
 

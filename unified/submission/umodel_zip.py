@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass
 
 from unified.submission.umodel_faults import MalformedError, malformed
-from unified.submission.umodel_format import MANIFEST, PARTS, WEIGHTS
+from unified.submission.umodel_format import PARTS, WEIGHTS
 from unified.submission.umodel_json import MAX_JSON_BYTES
 
 _LOCAL = struct.Struct("<4s5H3I2H")
@@ -23,6 +23,7 @@ _LOCATOR64 = struct.Struct("<4sIQI")
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _MAX_DIRECTORY_BYTES = 4096  # of four entries; none is longer than 300 bytes
 _MAX_EXTRA_BYTES = 64
+_VERSION = 45  # of the format of zips, 4.5, which has archives over 4 GiB
 _WHERE = "the archive"
 
 
@@ -54,8 +55,8 @@ def find_parts(content: memoryview) -> dict[str, memoryview]:
         if entry.name != WEIGHTS and entry.size > MAX_JSON_BYTES:
             raise malformed("E-SIZE", entry.name, f"at most {MAX_JSON_BYTES} bytes", f"{entry.size} bytes")
         parts[entry.name] = content[start:position]
-        if entry.name == MANIFEST and zlib.crc32(parts[MANIFEST]) != entry.crc:
-            raise _fault(f"{MANIFEST} with the checksum {entry.crc:08x}", "another one: it is damaged")
+        if zlib.crc32(parts[entry.name]) != entry.crc:  # no hash covers the manifest, and other readers of zips look at it
+            raise _fault(f"the part {entry.name} with the checksum {entry.crc:08x}", "another one: it is damaged")
     if position != begin:
         raise _fault("nothing between the parts and the directory", f"{begin - position} bytes")
     return parts
@@ -97,12 +98,19 @@ def _entries(content: memoryview, begin: int, stop: int) -> list[_Entry]:
     for _ in PARTS:
         if position + _CENTRAL.size > stop:
             raise _fault("a directory of the length it says", "one cut short")
-        sign, _, _, flags, method, _, _, crc, packed, size, *lengths, disk, _, _, start = _CENTRAL.unpack_from(
+        sign, _, version, flags, method, _, _, crc, packed, size, *lengths, disk, _, _, start = _CENTRAL.unpack_from(
             content, position
         )
         name_at, extra_at = position + _CENTRAL.size, position + _CENTRAL.size + lengths[0]
         position = extra_at + lengths[1] + lengths[2]
-        if sign != b"PK\x01\x02" or disk or lengths[1] > _MAX_EXTRA_BYTES or lengths[2] or position > stop:
+        if (
+            sign != b"PK\x01\x02"
+            or version > _VERSION
+            or disk
+            or lengths[1] > _MAX_EXTRA_BYTES
+            or lengths[2]
+            or position > stop
+        ):
             raise _fault("an entry of a zip's directory without a comment", "a malformed one")
         name = bytes(content[name_at:extra_at]).decode("ascii", "backslashreplace")
         size, packed, start = _sizes(bytes(content[extra_at : extra_at + lengths[1]]), size, packed, start)
@@ -131,9 +139,10 @@ def _content_start(content: memoryview, entry: _Entry) -> int:
     header_stop = entry.start + _LOCAL.size
     if header_stop > len(content):
         raise _fault(f"a local header of {entry.name}", "none")
-    sign, _, flags, method, *_, name_length, extra_length = _LOCAL.unpack_from(content, entry.start)
+    sign, version, flags, method, *_, name_length, extra_length = _LOCAL.unpack_from(content, entry.start)
     name = bytes(content[header_stop : header_stop + name_length])
-    if sign != b"PK\x03\x04" or flags or method or name != entry.name.encode() or extra_length > _MAX_EXTRA_BYTES:
+    plain = sign == b"PK\x03\x04" and version <= _VERSION and not flags and not method
+    if not plain or name != entry.name.encode() or extra_length > _MAX_EXTRA_BYTES:
         raise _fault(f"a local header of {entry.name} that agrees with the directory", "another one")
     return header_stop + name_length + extra_length
 
