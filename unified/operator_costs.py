@@ -280,6 +280,51 @@ def _tiles_bytes(query: torch.Tensor, key: torch.Tensor) -> int:
     return 4 * torch.get_num_threads() * rows * (columns + 2 + width)
 
 
+# ---- whole layers in one operator, as evaluation runs them: projections thrice the input, then scores, then a wide layer
+
+
+def _encoder_layer_workspace(args: Args, output: torch.Tensor) -> Workspace:
+    x, norm_first, hidden, mask = args[0], args[8], args[14].shape[0], _optional(args, 18)
+    own = _nbytes(x)
+    wide = 2 * own + _nbytes(x) // x.shape[-1] * hidden
+    peak = max(_attention_layer_bytes(x, args[2], mask), wide) + (own if norm_first else 0)
+    return Workspace(temporary_bytes=peak - _nbytes(output))
+
+
+def _attention_layer_workspace(args: Args, output: tuple[torch.Tensor, torch.Tensor | None]) -> Workspace:
+    x, num_heads, mask = args[0], args[4], _optional(args, 9)
+    made = sum(_nbytes(tensor) for tensor in output if tensor is not None)
+    peak = _attention_layer_bytes(x, num_heads, mask)
+    if len(args) <= 10 or args[10]:  # scores that are asked for are held to the end
+        peak = max(peak, 4 * _nbytes(x) + _scores_bytes(x, num_heads) + made)
+    return Workspace(temporary_bytes=peak - made)
+
+
+def _attention_layer_bytes(x: torch.Tensor, num_heads: int, mask: object) -> int:
+    own, scores = _nbytes(x), _scores_bytes(x, num_heads)
+    return max(6 * own, 3 * own + scores * (1 if mask is None else 2))
+
+
+def _scores_bytes(x: torch.Tensor, num_heads: int) -> int:
+    batch, length, _ = x.shape
+    return batch * num_heads * length * length * x.element_size()
+
+
+def _attention_layer_flops(x: torch.Tensor) -> int:
+    """Four projections, and two products of all positions with all."""
+    batch, length, width = x.shape
+    return 2 * batch * length * width * (4 * width + 2 * length)
+
+
+def _encoder_layer_flops(args: Args, _: Any) -> int:
+    x, wide = args[0], args[14]
+    return _attention_layer_flops(x) + 2 * 2 * math.prod(x.shape[:-1]) * wide.numel()
+
+
+def _optional(args: Args, position: int) -> Any:
+    return args[position] if len(args) > position else None
+
+
 def _nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
@@ -300,9 +345,13 @@ _WORKSPACES: dict[torch._ops.OpOverloadPacket, Callable[[Args, Any], Workspace]]
     aten.addmm: _bfloat16_product_workspace,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_workspace,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_workspace,
+    aten._transformer_encoder_layer_fwd: _encoder_layer_workspace,
+    aten._native_multi_head_attention: _attention_layer_workspace,
 }
 
 _FLOPS: dict[torch._ops.OpOverloadPacket, Callable[[Args, Any], int]] = {
+    aten._transformer_encoder_layer_fwd: _encoder_layer_flops,
+    aten._native_multi_head_attention: lambda args, _: _attention_layer_flops(args[0]),
     aten.mkldnn_rnn_layer: lambda args, _: _rnn_flops(args[1:5], args[0]),
     aten.mkldnn_rnn_layer_backward: lambda args, _: 2 * _rnn_flops(args[1:5], args[0]),
     aten._cudnn_rnn: lambda args, _: _rnn_flops(args[1], args[0]),

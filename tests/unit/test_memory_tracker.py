@@ -187,6 +187,29 @@ def test_what_a_recurrent_layer_needs_while_it_runs_is_known(features, hidden, i
         assert peak == pytest.approx(true_peak, rel=0.05), func
 
 
+@pytest.mark.parametrize("length", [16, 64])
+@pytest.mark.parametrize("options", [{}, {"norm_first": True}, {"dim_feedforward": 512}], ids=str)
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_layers_that_evaluation_runs_as_one_operator_have_their_memory_and_work(length, options, has_mask):
+    layer = nn.TransformerEncoderLayer(32, 4, **{"dim_feedforward": 64, "batch_first": True} | options).eval()
+    x, mask = torch.randn(8, length, 32), nn.Transformer.generate_square_subsequent_mask(length) if has_mask else None
+    rules = AllocationOfEachOperator(aten._transformer_encoder_layer_fwd, aten._native_multi_head_attention)
+    with torch.no_grad(), rules:
+        layer(x, src_mask=mask)
+        inner = layer.self_attn
+        weights = (inner.in_proj_weight, inner.in_proj_bias, inner.out_proj.weight, inner.out_proj.bias)
+        for need_weights in (False, True):
+            torch._native_multi_head_attention(x, x, x, 32, 4, *weights, None, need_weights)
+    assert len(rules.seen) == 3
+    for func, true_peak, peak in rules.seen:
+        assert peak == pytest.approx(true_peak, rel=0.1), func
+    with torch.no_grad(), MemoryTracker() as fused:
+        layer(x)
+    with MemoryTracker() as plain:  # with gradients, operator by operator
+        layer(x)
+    assert fused.flops == plain.flops > 0
+
+
 class AllocationOfOutputs(TorchDispatchMode):
     """Compares the size of a recurrent layer's hidden output with the rule for it."""
 
