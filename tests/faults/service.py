@@ -162,7 +162,7 @@ class Service:
         if http:
             command += ["--http", f"127.0.0.1:{free_port()}"]
         with output.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment(**variables))
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment(**variables), cwd=self.path)
         served = Served(process, output, held)
         self.served.append(served)
         return served

@@ -22,7 +22,7 @@ pytestmark = needs_ring
 #: ``python -m unified`` on a system whose kernel knows no Landlock.
 WITHOUT_LANDLOCK = """
 import sys
-from tests.unit.confined import refuse_landlock
+from tests.unit.old_kernel import refuse_landlock
 from unified.cli import main
 refuse_landlock()
 sys.exit(main(sys.argv[1:]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import socket
@@ -24,7 +23,6 @@ from unified import sandbox
 from unified.dataset_files import reference
 from unified.job_parts import ColumnSpec
 from unified.nursery import Nursery
-from unified.sandbox import kernel, seccomp
 
 
 class Inside:
@@ -171,9 +169,3 @@ def run_transformer() -> list[int]:
 def read_table(path: Path, cache: Path) -> int:
     columns = ColumnSpec(inputs=["a", "b"], targets="kind")
     return reference(path, columns=columns, tokenizer=None, max_length=None, cache_dir=cache, job="table").num_samples
-
-
-def refuse_landlock() -> None:
-    """Make this process one whose kernel knows no Landlock."""
-    kernel.give_up_privileges()
-    seccomp.install(seccomp.refusals([444, 445, 446], errno.ENOSYS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import pytest
 from tests.unit import confined as act
 from tests.unit.confined import Inside, confined
 from tests.unit.dataset_cases import WRITERS
+from tests.unit.old_kernel import refuse_landlock
 from unified import sandbox
 from unified.errors import SandboxError
 from unified.nursery import Nursery
-from unified.sandbox.folders import worker_confinement
+from unified.sandbox.folders import system_paths, worker_confinement
 
 MISSING = sandbox.describe(tuple(part for part in sandbox.available() if not part.is_available))
 needs_ring = pytest.mark.skipif(bool(MISSING), reason=f"here processes are {MISSING}")
@@ -160,7 +162,7 @@ def test_the_network_may_be_left_open(nursery: Nursery) -> None:
 def test_a_system_without_landlock_is_told_from_one_with_it(nursery: Nursery, place: Path) -> None:
     with confined(nursery, sandbox.Confinement(mode="off")) as inside:
         assert inside(act.read, place / "others" / "file") == "others"
-        inside(act.refuse_landlock)
+        inside(refuse_landlock)
         landlock, seccomp = inside(sandbox.available)
         assert not landlock.is_available
         assert "not implemented" in landlock.detail
@@ -175,11 +177,22 @@ def test_a_system_without_landlock_is_told_from_one_with_it(nursery: Nursery, pl
 @needs_ring
 def test_auto_takes_what_there_is(nursery: Nursery, place: Path) -> None:
     with confined(nursery, sandbox.Confinement(mode="off")) as inside:
-        inside(act.refuse_landlock)
+        inside(refuse_landlock)
         assert [part.name for part in inside(sandbox.confine, sandbox.Confinement(mode="auto"))] == ["seccomp"]
         assert inside(act.read, place / "others" / "file") == "others"
         with pytest.raises(PermissionError):
             inside(act.make_socket, socket.AF_INET)
+
+
+def test_modules_are_read_from_where_somebody_chose_to_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, started = tmp_path / "modules", tmp_path / "started"
+    started.mkdir()
+    monkeypatch.chdir(started)
+    monkeypatch.setattr(sys, "path", [str(started), "", "zip", str(chosen), str(Path.home()), "/", *sys.path])
+    found = system_paths()
+    assert chosen in found
+    assert not {started, Path.home(), Path("/")} & set(found)
+    assert Path(sandbox.__file__).parents[1] in found
 
 
 def test_workers_of_gpus_are_confined_only_on_demand() -> None:

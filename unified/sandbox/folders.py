@@ -77,14 +77,13 @@ def worker_confinement(
 
 
 def _module_paths(search: Sequence[str]) -> list[Path]:
-    """Return where modules are imported from, as far as somebody said so.
+    """Return where modules are imported from, but for places where much else is.
 
-    The first entry is the folder where Python happened to be started, or the script's, and nobody's choice; a whole home is
-    where keys and passwords are, too.
+    Python puts the folder where it happens to be started among them; and a whole home holds keys and passwords.
     """
-    chosen = search if sys.flags.safe_path else search[1:]
-    home = Path.home()
-    return [path for path in map(Path, filter(None, chosen)) if path.is_absolute() and not home.is_relative_to(path)]
+    here, home = Path.cwd(), Path.home()
+    paths = [Path(entry) for entry in search if entry]
+    return [path for path in paths if path.is_absolute() and path != here and not home.is_relative_to(path)]
 
 
 def _our_packages() -> list[Path]:
