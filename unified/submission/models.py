@@ -33,8 +33,9 @@ def recognise(path: Path, *, job: str, trust: bool | str, staged: bool) -> Model
         expected = "a .umodel archive (or, with --trust, a .pt/.pth/.pt2/TorchScript file)"
         remedy = "write it with unified.export(model, example_inputs, path)"
         raise InvalidSubmission([_problem(job, "E-FORM", expected, f"{path.name}, which is none of these", remedy)])
-    digest = _digest(path)
-    if form is not ModelForm.UMODEL and not (trust in {True, digest} or form is ModelForm.OBJECT):
+    is_safe = form in {ModelForm.UMODEL, ModelForm.OBJECT}
+    digest = _digest(path) if is_safe or trust else ""
+    if not (is_safe or trust in {True, digest}):
         given = f"{path.name}, a {form} file, which runs code when it is loaded"
         remedy = (
             "write it with unified.export(model, example_inputs, path), or pass --trust if every job here is your own, "
