@@ -31,11 +31,14 @@ def seconds(text: str) -> float:
 
 
 def duration(text: str) -> float:
-    """Return the seconds of a duration above 0 with its unit: ``90s``, ``30m``, ``12h``, ``7d``."""
+    """Return the seconds of a duration above 0, of ten years at most, with its unit: ``90s``, ``30m``, ``12h``, ``7d``."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     if text[-1:] not in units:
         raise argparse.ArgumentTypeError(f"expected a duration with its unit, such as 90s, 30m, 12h or 7d; got {text!r}")
-    return seconds(text[:-1]) * units[text[-1]]
+    length = seconds(text[:-1]) * units[text[-1]]
+    if length > 3650 * units["d"]:
+        raise argparse.ArgumentTypeError(f"expected at most ten years, 3650d, got {text!r}")
+    return length
 
 
 def user(text: str) -> str:

@@ -36,6 +36,7 @@ class Placement:
         for record in ledger.all():  # once: there may be hundreds of jobs, and each is tried on each slot
             if record.slot is not None:
                 self._residents[record.slot].append(record)
+        self._shut_out: dict[tuple[str, bool], bool] = {}
         self._turns = {slot.index: frozenset(slot.turn) for slot in slots}
         self._demands = {index: _needed_bytes(self._demands_on(index)) for index in self._residents}
 
@@ -80,7 +81,12 @@ class Placement:
 
     def is_shut_out(self, record: JobRecord) -> bool:
         """Whether a job waits because every slot's process is, or has been, that of users it may not be together with."""
-        return record.slot is None and not any(self._may_share([record], slot) for slot in self._slots)
+        if record.slot is not None:
+            return False
+        kind = record.user, record.keeps_to_its_user  # all that counts here, and hundreds of jobs may be asked about
+        if kind not in self._shut_out:
+            self._shut_out[kind] = not any(self._may_share([record], slot) for slot in self._slots)
+        return self._shut_out[kind]
 
     def first_lonely(self, ready: Sequence[JobRecord]) -> JobRecord | None:
         """Return the first job that waits for a slot which others must leave."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 import unified
+from tests.faults.service import Service, until
 from tests.integration.batches import TEST, TRAIN, assert_equals_alone, describe, make_model, write_folder
 from tests.integration.own_models import Tracked
 from tests.plain import train_alone
 from unified import events
+from unified.queue.reasons import explain
 
 TRAINING = {"loss": "CrossEntropyLoss", "optimizer": {"name": "SGD", "lr": 0.1, "momentum": 0.9}, "epochs": 2, "batch_size": 8}
 
@@ -63,6 +66,30 @@ def test_no_process_hosts_code_of_one_user_and_a_job_of_another(folders: list[Pa
     for name in TRACKED:
         for pid in pids_of(seen)[name]:
             assert users[pid] == {TRACKED[name]}, (name, users)
+
+
+@pytest.mark.slow
+def test_in_a_queue_another_user_waits_for_a_process_and_gets_it(tmp_path: Path) -> None:
+    service = Service(tmp_path / "queue", scheduler="fcfs")
+    try:
+        first = service.submit("first", steps=100_000, step_seconds=0.01, job={"user": "ann"})
+        service.begin()
+        service.until_step(first, 1)
+        other = service.submit("other", steps=3, job={"user": "bob"})
+        until(
+            lambda: "process of its own user's" in service.row(other).reason, f"the reason is told: {service.row(other).reason}"
+        )
+        also = service.submit("also", steps=3, job={"user": "ann"})
+        lines = explain(service.row(other), service.queue.store, service.queue.root.read_status(), now=time.time())
+        assert any("hosts only its user's jobs" in line for line in lines), lines
+        service.queue.cancel(first, by="ann")
+        service.until_ended(other, also)
+        service.check_finished(other, also)
+        *ended, last = service.queue.store.workers(0)
+        assert [worker.how for worker in ended] == ["replaced for another user's jobs"] * 2
+        assert last.how is None
+    finally:
+        service.close()
 
 
 def pids_of(seen: list[events.Event]) -> dict[str, set[int]]:

@@ -75,6 +75,20 @@ def test_a_count_that_is_none_is_a_usage_error(option, wrong, capsys):
     assert f"expected a whole number from 1, got {wrong!r}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("7d", 604800)])
+def test_a_signature_lasts_as_long_as_is_said(text, seconds):
+    read = options("sign", "job", "--key", "k", "--queue", "lab", "--expires", text)
+    assert (read.folder, read.key, read.queue, read.expires) == (Path("job"), Path("k"), "lab", seconds)
+    assert options("sign", "job", "--key", "k", "--queue", "lab").expires == 604800
+
+
+@pytest.mark.parametrize("wrong", ["7", "7w", "d", "-1d", "nanh", "0s", "1e9d", ""])
+def test_a_duration_that_is_none_is_a_usage_error(wrong, capsys):
+    with pytest.raises(SystemExit):
+        options("sign", "job", "--key", "k", "--queue", "lab", "--expires", wrong)
+    assert "expected" in capsys.readouterr().err
+
+
 def test_run_without_out_says_what_is_missing(capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(["run", "jobs"])

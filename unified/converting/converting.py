@@ -16,6 +16,7 @@ from unified.converting.own_code import importable_from
 from unified.converting.restoring import restore_weights
 from unified.errors import UnifiedError
 from unified.submission.models import load_model, recognise
+from unified.submission.trusted import example_of_pt2
 from unified.submission.umodel_write import Inputs, export
 
 
@@ -46,7 +47,7 @@ def convert(src: str | Path, dst: str | Path, *, example_inputs: Inputs | None =
             ref = recognise(src, job=src.stem, trust=True, staged=False)
             module = load_model(ref, job=src.stem)
         if example_inputs is None and ref.form is ModelForm.PT2:
-            example_inputs = _own_example(src)
+            example_inputs = example_of_pt2(src)
     if example_inputs is None:
         raise UnifiedError("the file does not say what the model takes; give example inputs (--data, or --input)")
     dst.parent.mkdir(parents=True, exist_ok=True)
@@ -67,12 +68,3 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UnifiedError(f"{path}: expected a state dict, names with tensors, got a {type(content).__name__}")
     return content
-
-
-def _own_example(path: Path) -> Inputs | None:
-    """Return the inputs that a ``torch.export`` archive was exported with, if it has them."""
-    found = torch.export.load(path).example_inputs
-    if found is None:
-        return None
-    args, kwargs = found
-    return dict(kwargs) if kwargs and not args else tuple(args)

@@ -50,7 +50,7 @@ def recognise(
     elif staged and path.name == STAGED_MODEL:
         form = ModelForm.OBJECT
     else:
-        form = _form(path, job, trust=trust is True or trust == _sha256(path))
+        form = _form(path, job, trust=trust is True or (bool(trust) and trust == _sha256(path)))
     declared = _declared(architecture, form, path, job)
     return ModelRef(path=path, form=form, sha256=_identity(path, files, declared), architecture=declared)
 

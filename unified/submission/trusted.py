@@ -80,6 +80,16 @@ def save_trusted(src_path: Path | str, form: ModelForm, state_dict: Mapping[str,
     return dst_path
 
 
+def example_of_pt2(path: Path) -> tuple[Any, ...] | dict[str, Any] | None:
+    """Return the inputs that a ``torch.export`` archive was exported with, if it has them; runs code, as loading it does."""
+    with _without_warnings():
+        found = torch.export.load(path).example_inputs
+    if found is None:
+        return None
+    args, kwargs = found
+    return dict(kwargs) if kwargs and not args else tuple(args)
+
+
 def _load_pickle(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=False)
 
