@@ -17,6 +17,7 @@ from unified.dataset_problems import named_tensors, reason
 from unified.datasets import INDEX_LOSSES, TensorData, label_problems
 from unified.errors import Problem
 from unified.job import JobSpec
+from unified.process_settings import ProcessSettings
 
 
 def index_problems(spec: JobSpec, module: nn.Module, datasets: Mapping[str, TensorData]) -> list[Problem]:
@@ -49,10 +50,10 @@ def index_problems(spec: JobSpec, module: nn.Module, datasets: Mapping[str, Tens
 
 
 def _outputs(spec: JobSpec, module: nn.Module, data: TensorData, rows: Tensor) -> Any:
-    """Return the model's output for some samples, or what it raised."""
+    """Return the model's output for some samples, or what it raised; switches of the process that it turns are turned back."""
     inputs, _ = data.batch(rows)
     try:
-        with torch.no_grad():
+        with ProcessSettings.preserved(), torch.no_grad():
             result = module.eval()(**inputs) if isinstance(inputs, dict) else module.eval()(inputs)
             return select_output(result, spec.output)
     except Exception as error:  # noqa: BLE001 - whatever the model raises

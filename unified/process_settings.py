@@ -44,6 +44,16 @@ class ProcessSettings:
         if torch.backends.mkldnn.enabled != self.has_mkldnn:
             torch.backends.mkldnn.enabled = self.has_mkldnn  # pyrefly: ignore[bad-assignment]  # a property in disguise
 
+    @classmethod
+    @contextmanager
+    def preserved(cls) -> Iterator[None]:
+        """Put the switches and the number of threads back as they are now, whatever happens inside."""
+        settings, num_threads = cls.capture(), torch.get_num_threads()
+        try:
+            yield
+        finally:
+            settings.restore(num_threads)
+
     @contextmanager
     def around_foreign_code(self, device: torch.device, num_threads: int | None) -> Iterator[None]:
         """Let another member's code run in the middle of a turn: random state and switches are afterwards what they were."""

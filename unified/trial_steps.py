@@ -19,6 +19,7 @@ from unified.hybrid import HybridModule
 from unified.job import JobSpec
 from unified.member import Member
 from unified.memory import count_parameters, estimate
+from unified.process_settings import ProcessSettings
 from unified.quantities import seconds_text
 from unified.stepping import Hooks
 from unified.submission.models import load_model
@@ -54,7 +55,7 @@ def measure_step(spec: JobSpec, module: nn.Module, train: DatasetRef, device_typ
     autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[spec.precision]
     sample = load_tensors(train).batch(torch.arange(min(2, train.num_samples)))
     try:
-        with _limited(MEASURING_SECONDS):
+        with ProcessSettings.preserved(), _limited(MEASURING_SECONDS):
             measured = estimate(
                 module,
                 build_loss(spec.loss),

@@ -27,7 +27,7 @@ class ServiceConfig(BaseModel):
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         deterministic: Use deterministic kernels only.
         stacking: Let jobs of one architecture step as one where that is faster; never with ``deterministic``.
-        sandbox: Confine workers: ``"off"``, ``"auto"`` (as far as the system can) or ``"required"``.
+        sandbox: Confine workers and readers: ``"off"``, ``"auto"`` (as far as the system can) or ``"required"``.
         trust: Accept models that run code when they are loaded, whoever hands them in.
         trusted: Accept those that a listed key has signed; None: none.
         lease_seconds: How long a job stays with a supervisor that does not renew.
