@@ -139,6 +139,15 @@ def train(folder: Path, num_threads: int) -> bool:
     )
 
 
+def train_on_gpu() -> float:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 30 * 30, 4)).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = nn.functional.cross_entropy(model(torch.randn(16, 3, 32, 32, device="cuda")), torch.arange(16, device="cuda") % 4)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
 def count_threads() -> int:
     threads = [threading.Thread(target=torch.ones(1).add_, args=(1,)) for _ in range(3)]
     for thread in threads:

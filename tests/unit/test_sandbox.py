@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -206,3 +207,13 @@ def test_workers_of_gpus_are_confined_only_on_demand() -> None:
     assert on_cpu.readable == (Path("/jobs"),)
     assert set(on_cpu.readable) < set(on_gpu.readable)
     assert on_cpu.writable == on_gpu.writable == (Path("/results"),)
+
+
+@pytest.mark.gpu
+@needs_ring
+def test_a_gpu_trains_inside(tmp_path: Path) -> None:
+    confinement = worker_confinement([], [tmp_path], ["cuda:0"], mode="required")
+    assert confinement is not None
+    nursery = Nursery()
+    with contextlib.closing(nursery), confined(nursery, confinement) as inside:
+        assert inside(act.train_on_gpu) > 0
