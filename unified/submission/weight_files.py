@@ -75,13 +75,6 @@ def torch_weights(file: TorchFile, field: str) -> dict[str, Weight]:
     }
 
 
-def is_safetensors(path: Path) -> bool:
-    """Return whether a file begins as a safetensors file does: the length of a header, and an object in JSON."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{" and 8 + int.from_bytes(start[:8], "little") <= path.stat().st_size
-
-
 def safetensors_weights(path: Path) -> dict[str, Weight]:
     """Return the tensors of a safetensors file, which stays mapped until they are read.
 
