@@ -223,7 +223,7 @@ def test_a_pickle_without_a_signature(queue: tuple[Root, JobStore], tmp_path: Pa
     spec = queue[0].spec(job.id)
     trust = trust_in(spec, job, trusting(OWN))
     assert trust is False
-    with pytest.raises(InvalidSubmission, match=r"E-TRUST.*unified\.export.*unified sign"):
+    with pytest.raises(InvalidSubmission, match=r"E-CLASS.*unified\.export.*unified sign"):
         recognise(spec / "model.pt", job=job.id, trust=trust, staged=False)
     assert not marker.exists()
 
@@ -250,5 +250,5 @@ def test_a_file_that_is_swapped_and_a_key_that_is_struck_off_after_the_door(
     assert trust_in(spec, job, config.model_copy(update={"trusted": bobs_only})) is False
     torch.save(Tracked(), spec / "model.pt")
     assert trust_in(spec, job, config) is False
-    with pytest.raises(InvalidSubmission, match="E-TRUST"):  # swapped after that look
+    with pytest.raises(InvalidSubmission, match="E-CLASS"):  # swapped after that look
         recognise(spec / "model.pt", job=job.id, trust=trust, staged=False)

@@ -38,6 +38,10 @@ class LargestFirst:
 """
 
 
+class Own(nn.Sequential):
+    """A class of one's own, which a pickle only names: one of torch.nn's alone would be rebuilt without trust."""
+
+
 @pytest.fixture(scope="module")
 def trusted_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model as a pickled whole module, as ``.pt2`` and as TorchScript."""
@@ -59,7 +63,7 @@ TRUSTED = {"pickle": "model.pth", "pt2": "model.pt2", "torchscript": "model.pt"}
 
 def write_trusted(model: nn.Module, form: str, path: Path) -> None:
     if form == "pickle":
-        torch.save(model, path)
+        torch.save(Own(*model), path)
     elif form == "pt2":
         batch = ({0: torch.export.Dim("batch")},)
         torch.export.save(torch.export.export(model.train(), (TRAIN[0][:4],), dynamic_shapes=batch), path)
@@ -73,7 +77,7 @@ def read_trusted(form: str, path: Path) -> Mapping[str, Tensor]:
         warnings.simplefilter("ignore", FutureWarning)
         if form == "pickle":
             module = torch.load(path, weights_only=False)
-            assert type(module) is nn.Sequential
+            assert type(module) is Own
         else:
             module = torch.export.load(path).module() if form == "pt2" else torch.jit.load(path)
         return module.state_dict()
@@ -83,7 +87,7 @@ def test_models_that_run_code_need_trust(trusted_jobs, tmp_path):
     done = unified_command("run", trusted_jobs, "--out", tmp_path / "out")
     assert (done.returncode, done.stdout) == (1, "")
     lines = done.stderr.splitlines()
-    assert [line.partition("]")[0] for line in lines] == ["unified: [E-TRUST"] * len(TRUSTED)
+    assert [line.partition("]")[0].partition("[")[2] for line in lines] == ["E-CLASS", "E-TRUST", "E-TRUST"]
     assert all("--trust" in line for line in lines)
 
 

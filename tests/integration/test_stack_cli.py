@@ -103,7 +103,7 @@ def test_job_folders_and_trusted_files(results, tmp_path):
         job |= {"optimizer": {"name": "SGD", "lr": 0.1}, "epochs": 1, "batch_size": 16}
         (folder / "job.json").write_text(json.dumps(job))
     out = tmp_path / "jobs.pt2"
-    with pytest.raises(unified.InvalidSubmission, match="E-TRUST"):
+    with pytest.raises(unified.InvalidSubmission, match="E-CLASS"):
         unified.stack(tmp_path / "jobs", out=out)
     stacked = unified.stack(tmp_path / "jobs", out=out, trust=True)
     assert stacked.names == ("a", "b")

@@ -313,6 +313,10 @@ def test_an_upload_is_its_users_alone(root, tmp_path):
         assert answer.status_code == 422
 
 
+#: A safetensors file without tensors.
+WEIGHTS = (2).to_bytes(8, "little") + b"{}"
+
+
 @pytest.mark.parametrize("trusts", [False, True])
 @pytest.mark.parametrize("form", ["zip", "files"])
 def test_code_runs_only_with_a_token_of_scope_trust(root, tmp_path, trusts, form):
@@ -320,14 +324,15 @@ def test_code_runs_only_with_a_token_of_scope_trust(root, tmp_path, trusts, form
     path, headers = make_tokens(tmp_path, alice=["submit", *(["trust"] if trusts else [])])
     with token_client(root, path) as client:
 
-        def post(name, model):
-            files = {"model.umodel": model, "train.pt": DATA}
-            job = JOB | {"name": name}
+        def post(name, model, file="model.umodel"):
+            files = {file: model, "train.pt": DATA}
+            job = JOB | {"name": name, "model": file}
             if form == "zip":
                 return post_zip(client, zipped(job, files), **headers["alice"])
             return post_files(client, job, files, headers=headers["alice"])
 
         assert post("data", MODEL).status_code == 201
+        assert post("weights", WEIGHTS, "weights.safetensors").status_code == 201
         answer = post("code", CODE)
         assert answer.status_code == (201 if trusts else 422)
         if not trusts:

@@ -61,6 +61,13 @@ def wholeness_problems(job: str, folder: Path, files: Iterable[str]) -> list[Pro
     return problems
 
 
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as a safetensors file does: the length of a header, and an object in JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and 8 + int.from_bytes(start[:8], "little") <= path.stat().st_size
+
+
 def _fault(path: Path) -> str | None:
     """Return what is missing of a file, None if it is whole or its format does not say."""
     with open_plain(path) as file:

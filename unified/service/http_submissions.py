@@ -26,6 +26,7 @@ from unified.queue.limits import check_disk
 from unified.queue.shared_files import dropped_sources, outside_sources
 from unified.queue.unpacking import unpack
 from unified.queue.verbs import Queue
+from unified.queue.wholeness import is_safetensors
 from unified.service.http_auth import Identity, Scope
 from unified.service.http_context import Submitter, TheQueue, problems
 from unified.service.http_models import Job, Upload, job_model
@@ -261,17 +262,26 @@ def _refuse_code(model: Path, name: str) -> None:
     """Refuse a model that is anything but data, as this token does not let it run code.
 
     Raises:
-        InvalidSubmission: If the model is not a ``.umodel``.
+        InvalidSubmission: If the model is none of the forms that are data at first sight, whatever the service trusts.
     """
     try:
-        with zipfile.ZipFile(model) as archive:
-            is_data = "manifest.json" in archive.namelist()
+        is_data = _is_data(model)
     except (OSError, zipfile.BadZipFile, ValueError):
         is_data = False
     if not is_data:
         given = f"{model.name}, which may run code when it is loaded"
         remedy = "write it with unified.export, or use a token with the scope trust"
-        raise _invalid(name, "model", "a .umodel archive, which is data", given, remedy, code="E-TRUST")
+        raise _invalid(name, "model", "a .umodel, a .safetensors or a folder of transformers", given, remedy, code="E-TRUST")
+
+
+def _is_data(model: Path) -> bool:
+    """Return whether a model is of a form that is never run; what a ``.pt`` holds is not seen from here."""
+    if model.is_dir():
+        return (model / "config.json").is_file()
+    if not zipfile.is_zipfile(model):
+        return is_safetensors(model)
+    with zipfile.ZipFile(model) as archive:
+        return "manifest.json" in archive.namelist()
 
 
 def _invalid(job: str, field: str, expected: str, given: str, remedy: str, *, code: str = "E-REQUEST") -> InvalidSubmission:

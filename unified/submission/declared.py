@@ -9,12 +9,13 @@ from pathlib import Path
 from torch import nn
 
 from unified.job_parts import ArchitectureSpec
+from unified.queue.wholeness import is_safetensors
 from unified.submission.guarded_build import build_to_fit
 from unified.submission.layer_list import layer_list
 from unified.submission.library_models import library_model
 from unified.submission.refusal import refused
 from unified.submission.torch_file import open_torch_file
-from unified.submission.weight_files import Weight, is_safetensors, safetensors_weights, torch_weights
+from unified.submission.weight_files import Weight, safetensors_weights, torch_weights
 
 
 def load_declared(path: Path, architecture: str, *, finite: bool = True) -> nn.Module:

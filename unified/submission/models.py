@@ -12,6 +12,7 @@ from torch import nn
 from unified.admission import STAGED_MODEL, ModelForm, ModelRef
 from unified.errors import InvalidSubmission, Problem
 from unified.job_parts import ArchitectureSpec
+from unified.queue.wholeness import is_safetensors
 from unified.submission.declared import load_declared, named_class
 from unified.submission.pickle_machine import Global, Made
 from unified.submission.pretrained import folder_files, folder_hash, load_pretrained
@@ -21,10 +22,11 @@ from unified.submission.saved_values import mapping
 from unified.submission.torch_file import open_torch_file
 from unified.submission.trusted import load_trusted
 from unified.submission.umodel_read import load_umodel
-from unified.submission.weight_files import is_safetensors
 
 _EXPORT = "write it with unified.export(model, example_inputs, path)"
-_EXPORT_OR_TRUST = f"{_EXPORT}, pass --trust if every job here is your own, or sign it for a queue that trusts your key"
+_EXPORT_OR_TRUST = (
+    f"{_EXPORT}, pass --trust if every job here is your own, or 'unified sign' it for a queue that trusts your key"
+)
 _DECLARE = 'add e.g. "architecture": {"library": "torchvision", "name": "resnet18"}, or "layers"; see docs/job.md'
 _DECLARED_FORMS = frozenset({ModelForm.WEIGHTS, ModelForm.PRETRAINED})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -169,9 +170,13 @@ def _copy(storage: memoryview, view: View) -> Tensor:
     if 0 in view.shape:
         return torch.empty(view.shape, dtype=view.dtype)
     start, stop = view.extent
-    flat = torch.frombuffer(storage[start:stop], dtype=torch.uint8).clone().view(view.dtype)
-    # a copy of an ordinary view has its strides; one with gaps becomes contiguous, as nn.Module.to() would make it
-    return flat.as_strided(view.shape, view.stride).clone()
+    source = torch.frombuffer(storage[start:stop], dtype=torch.uint8)
+    count = (stop - start) // view.dtype.itemsize
+    if count > math.prod(view.shape):  # with gaps: becomes contiguous, as nn.Module.to() would make it
+        return source.clone().view(view.dtype).as_strided(view.shape, view.stride).clone()
+    tensor = torch.empty_strided(view.shape, view.stride, dtype=view.dtype)
+    tensor.as_strided((count,), (1,)).view(torch.uint8).copy_(source)
+    return tensor
 
 
 def _sizes(offset: Any, shape: Any, stride: Any) -> tuple[int, tuple[int, ...], tuple[int, ...]] | None:

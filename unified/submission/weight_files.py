@@ -75,13 +75,6 @@ def torch_weights(file: TorchFile, field: str) -> dict[str, Weight]:
     }
 
 
-def is_safetensors(path: Path) -> bool:
-    """Return whether a file begins as a safetensors file does: the length of a header, and an object in JSON."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{" and 8 + int.from_bytes(start[:8], "little") <= path.stat().st_size
-
-
 def safetensors_weights(path: Path) -> dict[str, Weight]:
     """Return the tensors of a safetensors file, which stays mapped until they are read.
 
@@ -95,7 +88,7 @@ def safetensors_weights(path: Path) -> dict[str, Weight]:
     if length > min(MAX_HEADER_BYTES, len(content) - 8):
         given = f"a header of {length} bytes"
         raise refused("E-TENSORS", path.name, "a safetensors file", given, "write it again")
-    header = parse_json(path.name, bytes(content[8 : 8 + length]), limit=MAX_HEADER_BYTES)
+    header = parse_json(path.name, bytes(content[8 : 8 + length]), code="E-TENSORS", limit=MAX_HEADER_BYTES)
     if not isinstance(header, dict) or len(header) > MAX_TENSORS + 1:
         raise refused("E-TENSORS", path.name, f"at most {MAX_TENSORS} tensors by name", in_words(header), "write it again")
     records = {name: record for name, record in header.items() if name != "__metadata__"}
