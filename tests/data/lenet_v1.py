@@ -1,7 +1,7 @@
 """Write ``lenet-v1.umodel`` and what comes of it, ``lenet-v1.json``: run once, at commit 2302b7e, which wrote version 1 first.
 
-``python tests/data/lenet_v1.py`` in the root of that commit's tree. Nothing random is drawn in training, and the inputs are made
-by formula, so that what comes of it is the same wherever it runs, but for the rounding of other CPUs.
+``python tests/data/lenet_v1.py`` in the root of that commit's tree. Nothing random is drawn in training, and the inputs are
+made by formula, so that what comes of it is the same wherever it runs, but for the rounding of other CPUs.
 """
 
 from __future__ import annotations

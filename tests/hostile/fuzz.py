@@ -1,4 +1,4 @@
-"""Read and train mutants of a good archive: each must be refused by its code, or be another model that trains or fails by itself.
+"""Read and train mutants of a good archive: each is refused by a code, or is another model that trains or fails by itself.
 
 ``python -m tests.hostile.fuzz --mutations 20000 --seed 0`` prints how many came to which end; it exits with 1 if any was bad.
 """
