@@ -16,7 +16,7 @@ HEADROOM_BYTES = 2 << 30
 def in_children(count: int, act: Callable[[int], str], *, seconds: int = 20) -> Iterator[str]:
     """Yield how each act went: what ``act(index)`` returned, or the signal or exit code that ended its process.
 
-    A child may take 2 GiB more than its parent has, and each act ``seconds`` until its process is ended by SIGALRM.
+    A child may take 2 GiB more than its parent has, and each act ``seconds`` of processor time: then SIGPROF ends its process.
     """
     start = 0
     while start < count:
@@ -51,9 +51,9 @@ def _act(indices: range, act: Callable[[int], str], notes: Path, seconds: int) -
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     with notes.open("a", buffering=1) as file:
         for index in indices:
-            signal.alarm(seconds)
+            signal.setitimer(signal.ITIMER_PROF, seconds)  # of its own time: another process's load must not end it
             file.write(act(index).replace("\n", " ") + "\n")
     os._exit(0)

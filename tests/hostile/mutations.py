@@ -125,7 +125,10 @@ def _record(parts: Parts, draw: random.Random) -> None:
 
 def _name(parts: Parts, draw: random.Random) -> None:
     tensors = parts.manifest["tensors"]
-    parts.rename(draw.choice(tensors)["name"], draw.choice((*_TEXTS, "one", "a.b.c", "norm.weight", "one.weight.x", "_umodel")))
+    parts.rename(
+        draw.choice(tensors)["name"],
+        draw.choice((*_TEXTS, "one", "a.b.c", "norm.weight", "one.weight.x", "_umodel", "structure")),
+    )
 
 
 def _values(parts: Parts, draw: random.Random) -> None:

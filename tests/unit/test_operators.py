@@ -130,6 +130,7 @@ REFUSED = """
     mkldnn_convolution.default native_batch_norm.default new_empty.default nonzero.default pin_memory.default
     quantize_per_tensor.default record_stream.default relu_.default resize_.default resize_as_.default set_.source_Tensor
     set_data.default to_sparse.default unique_dim.default view.nothing zero_.default __and__.Tensor __class__.default
+    lu_unpack.default linalg_lu_solve.default grid_sampler_2d.default range.step
     binomial.default cov.default linalg_eigvals.default lstm.data nonzero_numpy.default random.default view.dtype
     special_chebyshev_polynomial_t.default multilabel_margin_loss.default
     _foreach_add.List _philox.default _reshape_alias.default softmax name.default
@@ -166,3 +167,26 @@ def test_sizes_do_not_grow_without_end():
         resolve("py.mul").function(1 << 40, 1 << 40)
     assert resolve("py.floor").function(2.5) == 2
     assert resolve("py.ceil").function(2.5) == 3
+
+
+def zeros(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape)
+
+
+#: Calls that ended the process, or gave back memory that was not filled, when they were made as PyTorch has them.
+HOSTILE_CALLS = {
+    "_weight_norm.default": (zeros(2, 0, 4), zeros(2, 0, 4)),
+    "pdist.default": (zeros(0, 3),),
+    "binary_cross_entropy.default": (zeros(1, 1), zeros(2, 0, 4), None, -1),
+    "soft_margin_loss.default": (zeros(1, 1), zeros(2, 0, 4), -1),
+    "grid_sampler.default": (zeros(1, 1, 2, 2), zeros(1, 2, 2, 2), 7, 0, False),
+    "embedding_bag.default": (zeros(4, 4), zeros(1).bool(), zeros(2, 0, 4).long(), True, 1 << 62, True),
+    "lstm.input": (zeros(1, 2, 3), [zeros(1, 2, 3)] * 2, [zeros(12, 3)] * 6, False, 1 << 33, 0.0, True, True, True),
+    "_upsample_bilinear2d_aa.default": (zeros(1, 1, 4, 4), [17, 400], False, 0.5, 0.01),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_CALLS)
+def test_an_operator_that_checks_too_little_is_checked_before_it_is_called(name):
+    with pytest.raises((ValueError, RuntimeError), match="expected"):
+        resolve(f"aten.{name}").function(*HOSTILE_CALLS[name])

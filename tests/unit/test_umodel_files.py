@@ -267,6 +267,21 @@ def test_zips_that_are_not_laid_out_as_ours(good, tmp_path):
     refused(tmp_path / "e.umodel")
 
 
+def test_the_longer_form_of_zips_over_2_gib_is_read(good, tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)  # as if the parts were that large
+    path = pack(tmp_path / "long.umodel", parts_of(good))
+    content = path.read_bytes()
+    assert b"PK\x06\x06" in content
+    assert list(load_umodel(path).state_dict()) == list(load_umodel(good).state_dict())
+    place = content.index(b"PK\x06\x06")
+    for wrong in (
+        content[: place + 4] + b"\x2d" + content[place + 5 :],
+        content[:place] + b"PK\x06\x05" + content[place + 4 :],
+    ):
+        path.write_bytes(wrong)
+        refused(path, "longer form")
+
+
 def test_files_that_are_none(tmp_path):
     refused(tmp_path / "missing.umodel", "No such file")
     (tmp_path / "empty.umodel").touch()

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from unified.submission.program import DEVICE_SLOT, compile_graph
 from unified.submission.umodel_format import GraphRecord, InputRecord, Manifest, TensorRecord, encode
 
+#: The one attribute that a loaded module has beyond methods and what ``nn.Module`` has.
+STATE_ATTRIBUTE = "_umodel"
+
 
 class ArchiveModule(nn.Module):
     """A model read from a ``.umodel``: ``train()`` and ``eval()`` choose its graph, and it is called as the original was.
@@ -44,8 +47,7 @@ class ArchiveModule(nn.Module):
             name: (module._parameters if key in module._parameters else module._buffers, key)
             for name, (module, key) in owners.items()
         }
-        state = _State(manifest=manifest, graphs=dict(graphs), homes=homes, constants=list(constants))
-        self._umodel = state
+        self._umodel = _State(manifest=manifest, graphs=dict(graphs), homes=homes, constants=list(constants))
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         """Run the graph of the current mode on inputs of shapes (batch, …), given as to the original's ``forward``.

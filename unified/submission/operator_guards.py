@@ -7,6 +7,7 @@ for such operators.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,11 +69,29 @@ def _soft_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
     return torch.ops.aten.soft_margin_loss.default(x, target, reduction)
 
 
+def _grid_sampler(x: Tensor, grid: Tensor, interpolation: int, padding: int, align_corners: bool) -> Tensor:
+    # in a mode that there is not, it gives back memory that it did not fill
+    _require(interpolation in (0, 1, 2) and padding in (0, 1, 2), "a known interpolation and padding")
+    return torch.grid_sampler(x, grid, interpolation, padding, align_corners)
+
+
 def _embedding_bag(weight: Tensor, indices: Tensor, offsets: Tensor, scale: bool = False, mode: int = 0, *rest: Any) -> Any:
     whole = (torch.int32, torch.int64)
     _require(weight.ndim == 2 and indices.ndim == 1 and offsets.ndim == 1, "a table, a row of indices and a row of offsets")
     _require(indices.dtype in whole and offsets.dtype in whole and mode in (0, 1, 2), "whole numbers and a known mode")
     return torch.embedding_bag(weight, indices, offsets, scale, mode, *rest)
+
+
+def _resized_smoothly(name: str) -> Callable[..., Tensor]:
+    """Check that an antialiased resize is given factors that lead to its output's size: it reads beyond its input by others."""
+    function = getattr(torch.ops.aten, name).default
+
+    def checked(x: Tensor, size: Sequence[int], align_corners: bool, *factors: float | None) -> Tensor:
+        for extent, length, factor in zip(x.shape[2:], size, factors, strict=False):
+            _require(factor is None or math.floor(extent * factor) == length, "factors that lead to the output's size")
+        return function(x, size, align_corners, *factors)
+
+    return checked
 
 
 def _recurrent(name: str) -> Callable[..., Any]:
@@ -120,7 +139,9 @@ GUARDED: dict[str, Callable[..., Any]] = {
     "aten.pdist.default": _pdist,
     "aten.binary_cross_entropy.default": _binary_cross_entropy,
     "aten.soft_margin_loss.default": _soft_margin_loss,
+    "aten.grid_sampler.default": _grid_sampler,
     "aten.embedding_bag.default": _embedding_bag,
     "aten.embedding_bag.padding_idx": _embedding_bag,
+    **{f"aten.{name}.default": _resized_smoothly(name) for name in ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")},
     **{f"aten.{name}.input": _recurrent(name) for name in _RECURRENT},
 }

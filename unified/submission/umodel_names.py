@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from unified.submission.interpreter import STATE_ATTRIBUTE, ArchiveModule
 from unified.submission.umodel_faults import Fault
 from unified.submission.umodel_format import GRAPHS, MANIFEST, GraphRecord, Manifest, TensorRecord
 
@@ -16,13 +17,12 @@ MAX_NESTING = 32
 MAX_MODULES = 50_000
 MAX_LABEL = 100
 
-#: The name of the one attribute that a loaded module has beyond those of ``nn.Module``.
-STATE_ATTRIBUTE = "_umodel"
-
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _LABEL = re.compile(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*")
 _PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_TAKEN = frozenset(dir(nn.Module())) | {STATE_ATTRIBUTE}
+_TAKEN = frozenset(dir(nn.Module()))
+#: What the module that is built has beside that: taken at the beginning of a name only, as it is made of plain modules below.
+_OWN = frozenset(vars(ArchiveModule)) | {STATE_ATTRIBUTE}
 _TAKEN_LABELS = frozenset({"self", "forward"})
 _CHARACTERS = "only letters, digits, '_', '-' and single dots may be used"
 
@@ -39,7 +39,7 @@ def name_fault(name: str) -> str | None:
     parts = name.split(".")
     if len(parts) > MAX_NESTING:
         return f"{len(parts)} parts; at most {MAX_NESTING} modules may lie inside each other"
-    taken = next((part for part in parts if part in _TAKEN or _is_dunder(part)), None)
+    taken = next((part for part in parts if part in _TAKEN or _is_dunder(part)), parts[0] if parts[0] in _OWN else None)
     return None if taken is None else f"part {taken!r} is taken by nn.Module"
 
 

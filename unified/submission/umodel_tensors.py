@@ -57,6 +57,8 @@ def _faults_of(record: TensorRecord) -> Iterator[tuple[str, str]]:
         yield f"a type of {sorted(STORED_DTYPES)}", repr(record.dtype)[:50]
     if record.requires_grad and "float" not in record.dtype:
         yield "a floating-point type, as it is trained", repr(record.dtype)[:50]
+    if record.kind == "parameter" and not record.persistent:
+        yield "a parameter in the state dict, as all are", "one that is not persistent"
     if sorted(record.order) != list(range(len(record.shape))):
         yield "the order of all its dimensions", repr(record.order)
     if (fault := shape_fault(record.shape)) is not None:

@@ -71,15 +71,19 @@ def _directory(content: memoryview) -> tuple[int, int, int]:
     if disk or first or here != count or comment:
         raise _fault("a zip archive in one file, without a comment", "another one")
     stop = place
-    if _MAX16 in (count,) or _MAX32 in (size, begin):
-        stop, size, begin, count = _directory64(content, place)
+    if content[max(place - _LOCATOR64.size, 0) : place][:4] == b"PK\x06\x07":
+        stop, *wide = _directory64(content, place)
+        narrow = [min(value, limit) for value, limit in zip(wide, (_MAX32, _MAX32, _MAX16), strict=True)]
+        if [size, begin, count] != narrow:
+            raise _fault("an end that agrees with the directory's longer form", "another one")
+        size, begin, count = wide
     if size > _MAX_DIRECTORY_BYTES or begin + size != stop:
         raise _fault("a directory right before the end of the archive", f"{size} bytes at byte {begin}")
     return begin, stop, count
 
 
 def _directory64(content: memoryview, end: int) -> tuple[int, int, int, int]:
-    """Read the directory's place from the longer form that archives over 4 GiB have."""
+    """Read the directory's place from the longer form that archives over 2 GiB have."""
     locator = end - _LOCATOR64.size
     place = locator - _END64.size
     if place < 0:
@@ -88,7 +92,7 @@ def _directory64(content: memoryview, end: int) -> tuple[int, int, int, int]:
     sign, length, _, _, this, first, here, count, size, begin = _END64.unpack_from(content, place)
     whole = mark == b"PK\x06\x07" and sign == b"PK\x06\x06" and length == _END64.size - 12 and offset == place
     if not whole or disk or disks != 1 or this or first or here != count:
-        raise _fault("a directory of an archive over 4 GiB", "a malformed one")
+        raise _fault("a directory in its longer form", "a malformed one")
     return place, size, begin, count
 
 
