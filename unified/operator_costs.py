@@ -20,6 +20,7 @@ aten = torch.ops.aten
 
 Args = tuple[Any, ...]
 _PAGE = 4096  # oneDNN starts each part of a recurrent workspace on a page
+_WIDEST_KERNEL = 14  # oneDNN convolves wider ones by matrix products
 _GATES = {0: 1, 1: 1, 2: 4, 3: 3}  # by the operator's `mode`: RNN with ReLU, with tanh, LSTM, GRU
 
 
@@ -92,9 +93,20 @@ def _convolution_backward_workspace(args: Args, output: Sequence[torch.Tensor | 
         peaks += [blocked + _nbytes(weight) + blocked_input, _nbytes(grad_input) + scattering]
     if grad_weight is not None:
         kept = 0 if grad_input is None else _nbytes(grad_input)
-        peaks += [kept + blocked + _blocked_input_bytes(x) + _nbytes(weight)]
+        if weight.shape[-1] > _WIDEST_KERNEL and groups == 1:
+            peaks += [kept + _nbytes(weight) + _product_bytes(weight, grad, stride)]
+        else:
+            peaks += [kept + blocked + _blocked_input_bytes(x) + _nbytes(weight)]
     made = sum(_nbytes(t) for t in output if t is not None)
     return Workspace(temporary_bytes=copied + max(peaks) - made)
+
+
+def _product_bytes(weight: torch.Tensor, grad: torch.Tensor, stride: Sequence[int]) -> int:
+    """What the gradient of a large kernel takes, done as a matrix product: columns and parts of it, for each thread."""
+    columns = weight[0].numel() * math.prod(grad.shape[2:]) * weight.element_size()
+    is_of_patches = stride[-1] >= weight.shape[-1]
+    at_once = min(torch.get_num_threads(), grad.shape[0]) if is_of_patches else 1
+    return at_once * (4 * _nbytes(weight) + columns)
 
 
 def _grouped_weight_bytes(weight: torch.Tensor, groups: int) -> int:
