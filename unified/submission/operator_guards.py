@@ -75,6 +75,31 @@ def _grid_sampler(x: Tensor, grid: Tensor, interpolation: int, padding: int, ali
     return torch.grid_sampler(x, grid, interpolation, padding, align_corners)
 
 
+def _replicated(name: str) -> Callable[..., Tensor]:
+    """Check the amounts of a padding that repeats the border: by too large ones, it reads beyond its input."""
+    function = getattr(torch.ops.aten, name).default
+
+    def checked(x: Tensor, amounts: Sequence[int]) -> Tensor:
+        _check_amounts(x, amounts)
+        return function(x, amounts)
+
+    return checked
+
+
+def _pad(x: Tensor, amounts: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    if mode == "replicate":
+        _check_amounts(x, amounts)
+    return torch.ops.aten.pad.default(x, amounts, mode, value)
+
+
+def _check_amounts(x: Tensor, amounts: Sequence[int]) -> None:
+    """Check amounts of padding, (before, after) of the last dimension first."""
+    _require(len(amounts) <= 2 * x.ndim, "at most two amounts for each dimension")
+    for index, amount in enumerate(amounts):
+        extent = x.shape[-1 - index // 2]
+        _require(-extent < amount < 1 << 31, "amounts of padding that leave something and are no more than 2^31")
+
+
 def _embedding_bag(weight: Tensor, indices: Tensor, offsets: Tensor, scale: bool = False, mode: int = 0, *rest: Any) -> Any:
     whole = (torch.int32, torch.int64)
     _require(weight.ndim == 2 and indices.ndim == 1 and offsets.ndim == 1, "a table, a row of indices and a row of offsets")
@@ -140,6 +165,8 @@ GUARDED: dict[str, Callable[..., Any]] = {
     "aten.binary_cross_entropy.default": _binary_cross_entropy,
     "aten.soft_margin_loss.default": _soft_margin_loss,
     "aten.grid_sampler.default": _grid_sampler,
+    "aten.pad.default": _pad,
+    **{f"aten.{name}.default": _replicated(name) for name in ("replication_pad1d", "replication_pad2d", "replication_pad3d")},
     "aten.embedding_bag.default": _embedding_bag,
     "aten.embedding_bag.padding_idx": _embedding_bag,
     **{f"aten.{name}.default": _resized_smoothly(name) for name in ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")},
