@@ -10,33 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from unified import recurrent_costs
+from unified.workspace import Workspace, copied_bytes, is_channels_last, nbytes, round_up
+
 aten = torch.ops.aten
 
 Args = tuple[Any, ...]
-_PAGE = 4096  # oneDNN starts each part of a recurrent workspace on a page
 _WIDEST_KERNEL = 14  # oneDNN convolves wider ones by matrix products
-_GATES = {0: 1, 1: 1, 2: 4, 3: 3}  # by the operator's `mode`: RNN with ReLU, with tanh, LSTM, GRU
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workspace:
-    """Memory of an operator beyond its outputs.
-
-    Attributes:
-        temporary_bytes: Held only while it runs; negative where its outputs come after its peak.
-        hidden_output: Index of an output that stands for a workspace kept for the backward pass; -1 without one.
-        hidden_bytes: True size of that output.
-    """
-
-    temporary_bytes: int = 0
-    hidden_output: int = -1
-    hidden_bytes: int = 0
 
 
 _NONE = Workspace()
@@ -66,10 +51,10 @@ def _convolution_workspace(args: Args, output: torch.Tensor) -> Workspace:
         return _NONE
     if not _is_onednn(x):
         return Workspace(temporary_bytes=_columns_bytes(weight, output))
-    if _is_channels_last(x) or _is_channels_last(weight):
-        return Workspace(temporary_bytes=_nbytes(weight))
+    if is_channels_last(x) or is_channels_last(weight):
+        return Workspace(temporary_bytes=nbytes(weight))
     blocked = _blocked_bytes(output)
-    computing = _blocked_input_bytes(x) + _nbytes(weight) + blocked - _nbytes(output)
+    computing = _blocked_input_bytes(x) + nbytes(weight) + blocked - nbytes(output)
     scattering = _scattered_bytes(blocked, stride, groups) if is_transposed else blocked
     return Workspace(temporary_bytes=max(computing, scattering))
 
@@ -79,25 +64,25 @@ def _convolution_backward_workspace(args: Args, output: Sequence[torch.Tensor | 
     grad_input, grad_weight, _ = output
     if x.device.type != "cpu":
         return _NONE
-    copied = _copied_bytes(grad)
+    copied = copied_bytes(grad)
     if not _is_onednn(x):
         return Workspace(temporary_bytes=copied + _columns_bytes(weight, grad))
-    if _is_channels_last(x) or _is_channels_last(weight):
-        return Workspace(temporary_bytes=copied + 2 * _nbytes(weight) + _grouped_weight_bytes(weight, groups))
+    if is_channels_last(x) or is_channels_last(weight):
+        return Workspace(temporary_bytes=copied + 2 * nbytes(weight) + _grouped_weight_bytes(weight, groups))
     blocked, peaks = _blocked_bytes(grad), [0]
     if grad_input is not None:
         # Where inputs go to several places, channels that fill no block are left as they are.
         is_scattered = groups == 1 and max(stride) > 1 and not is_transposed
-        blocked_input = _nbytes(grad_input) if is_scattered else _blocked_bytes(grad_input)
+        blocked_input = nbytes(grad_input) if is_scattered else _blocked_bytes(grad_input)
         scattering = blocked_input if is_transposed else _scattered_bytes(blocked_input, stride, groups)
-        peaks += [blocked + _nbytes(weight) + blocked_input, _nbytes(grad_input) + scattering]
+        peaks += [blocked + nbytes(weight) + blocked_input, nbytes(grad_input) + scattering]
     if grad_weight is not None:
-        kept = 0 if grad_input is None else _nbytes(grad_input)
+        kept = 0 if grad_input is None else nbytes(grad_input)
         if weight.shape[-1] > _WIDEST_KERNEL and groups == 1:
-            peaks += [kept + _nbytes(weight) + _product_bytes(weight, grad, stride)]
+            peaks += [kept + nbytes(weight) + _product_bytes(weight, grad, stride)]
         else:
-            peaks += [kept + blocked + _blocked_input_bytes(x) + _nbytes(weight)]
-    made = sum(_nbytes(t) for t in output if t is not None)
+            peaks += [kept + blocked + _blocked_input_bytes(x) + nbytes(weight)]
+    made = sum(nbytes(t) for t in output if t is not None)
     return Workspace(temporary_bytes=copied + max(peaks) - made)
 
 
@@ -106,7 +91,7 @@ def _product_bytes(weight: torch.Tensor, grad: torch.Tensor, stride: Sequence[in
     columns = weight[0].numel() * math.prod(grad.shape[2:]) * weight.element_size()
     is_of_patches = stride[-1] >= weight.shape[-1]
     at_once = min(torch.get_num_threads(), grad.shape[0]) if is_of_patches else 1
-    return at_once * (4 * _nbytes(weight) + columns)
+    return at_once * (4 * nbytes(weight) + columns)
 
 
 def _grouped_weight_bytes(weight: torch.Tensor, groups: int) -> int:
@@ -116,12 +101,12 @@ def _grouped_weight_bytes(weight: torch.Tensor, groups: int) -> int:
     if groups == 1 or (is_by_channel and set(kernel) == {3}):
         return 0
     block = _channel_block()
-    wide = groups * _round_up(outer // groups, block) * _round_up(inner, block)
+    wide = groups * round_up(outer // groups, block) * round_up(inner, block)
     return wide * math.prod(kernel) * weight.element_size()
 
 
 def _batch_norm_backward_workspace(args: Args, _: Any) -> Workspace:
-    return Workspace(temporary_bytes=_nbytes(args[1]) if args[1].device.type == "cpu" else 0)
+    return Workspace(temporary_bytes=nbytes(args[1]) if args[1].device.type == "cpu" else 0)
 
 
 def _is_onednn(x: torch.Tensor) -> bool:
@@ -130,16 +115,10 @@ def _is_onednn(x: torch.Tensor) -> bool:
     return x.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
 
 
-def _is_channels_last(tensor: torch.Tensor) -> bool:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    layout = formats.get(tensor.dim())
-    return layout is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout)
-
-
 def _blocked_bytes(tensor: torch.Tensor) -> int:
     """Size of ``(batch, channels, ...)`` with channels in blocks of a vector register."""
     channels, block = tensor.shape[1], _channel_block()
-    return _nbytes(tensor) // max(1, channels) * _round_up(channels, block)
+    return nbytes(tensor) // max(1, channels) * round_up(channels, block)
 
 
 def _blocked_input_bytes(x: torch.Tensor) -> int:
@@ -156,109 +135,12 @@ def _scattered_bytes(blocked: int, stride: Sequence[int], groups: int) -> int:
     return 2 * blocked if groups == 1 and max(stride) > 1 else blocked
 
 
-def _copied_bytes(grad: torch.Tensor | None) -> int:
-    """Size of the dense copy made of a gradient that is expanded or transposed."""
-    return 0 if grad is None or grad.is_contiguous() or _is_channels_last(grad) else _nbytes(grad)
-
-
 def _columns_bytes(weight: torch.Tensor, output: torch.Tensor) -> int:
     """Size of the unfolded input of a convolution done as a matrix product; none for a 1 x 1 kernel."""
     kernel = math.prod(weight.shape[2:])
     if kernel == 1:
         return 0
     return output.shape[0] * weight.shape[1] * kernel * math.prod(output.shape[2:]) * output.element_size()
-
-
-# ---- recurrent layers in one operator
-
-
-def _onednn_rnn_workspace(args: Args, _: Any) -> Workspace:
-    x, hidden, is_training = args[0], args[10], args[15]
-    return Workspace(
-        temporary_bytes=_onednn_training_bytes(args) if is_training else _onednn_inference_bytes(args),
-        hidden_output=3,
-        hidden_bytes=_onednn_kept_bytes(x, hidden) if is_training else 0,
-    )
-
-
-def _onednn_training_bytes(args: Args) -> int:
-    """Gates, weights whose rows are padded, a bias, and the cell of one step."""
-    x, hidden = args[0], args[10]
-    size = x.element_size()
-    weights = (x.shape[2] + hidden) * _row(4 * hidden, size)
-    cell = 2 * _paged(x.shape[1] * _row(hidden, size)) + _PAGE
-    return _onednn_gates_bytes(x, hidden) + weights + 4 * hidden * size + cell
-
-
-def _onednn_inference_bytes(args: Args) -> int:
-    """The same in blocks of columns; what training keeps of its states is here a few temporaries of one step."""
-    x, hidden = args[0], args[10]
-    steps, batch, features = x.shape
-    size = x.element_size()
-    gates = _paged(steps * batch * _round_up(3 * hidden + _round_up(hidden, 16), 64 // size) * size)
-    weights = (features + hidden) * 4 * _round_up(hidden, 32) * size
-    cell = _paged(9 * batch * hidden * size) + 3 * _PAGE
-    states = _paged((steps + 1) * batch * _row(features, size)) if features > hidden else 0
-    return gates + weights + 4 * hidden * size + cell + states
-
-
-def _onednn_rnn_backward_workspace(args: Args, _: Any) -> Workspace:
-    x, grad, hidden = args[0], args[10], args[15]
-    weights = 2 * (_nbytes(args[1]) + _nbytes(args[2]))
-    return Workspace(temporary_bytes=_copied_bytes(grad) + _onednn_gates_bytes(x, hidden) + weights)
-
-
-def _onednn_gates_bytes(x: torch.Tensor, hidden: int) -> int:
-    """One row per step and sample, of four gates."""
-    steps, batch = x.shape[:2]
-    return _paged(steps * batch * _row(4 * hidden, x.element_size()))
-
-
-def _onednn_kept_bytes(x: torch.Tensor, hidden: int) -> int:
-    """Gates, hidden states, and states of one more step and one more layer, some in rows wide enough for the input."""
-    steps, batch, features = x.shape
-    size, widest = x.element_size(), max(features, hidden)
-    # Cell states and differences are float32 whatever the type of the rest.
-    per_state = (_row(widest, 4), _row(widest, 4), _row(widest, size), hidden * 4, hidden * size)
-    states = sum(_paged(2 * (steps + 1) * batch * row) for row in per_state)
-    return _onednn_gates_bytes(x, hidden) + states + _paged(steps * batch * _row(hidden, size))
-
-
-def _row(width: int, size: int) -> int:
-    """Return the bytes of a row: whole cache lines, but no multiple of 256 elements, which would collide in the cache."""
-    line = 64 // size
-    padded = _round_up(width, line)
-    return (padded + line if padded % 256 == 0 else padded) * size
-
-
-def _paged(nbytes: int) -> int:
-    return _round_up(nbytes, _PAGE)
-
-
-def _cudnn_rnn_workspace(args: Args, _: Any) -> Workspace:
-    x, mode, hidden, layers, is_training, is_bidirectional = (
-        args[0],
-        args[6],
-        args[7],
-        args[9],
-        args[12],
-        args[13],
-    )
-    rows = math.prod(x.shape[:-1]) * layers * (2 if is_bidirectional else 1)
-    # Per step: the gates, their state, and the output that the next layer reads.
-    kept = rows * (_GATES[mode] + 2) * hidden * x.element_size()
-    return Workspace(temporary_bytes=kept, hidden_output=3, hidden_bytes=kept if is_training else 0)
-
-
-def _cudnn_rnn_backward_workspace(args: Args, _: Any) -> Workspace:
-    x, mode, hidden, layers, is_bidirectional = args[0], args[10], args[11], args[13], args[17]
-    rows = math.prod(x.shape[:-1]) * layers * (2 if is_bidirectional else 1)
-    return Workspace(temporary_bytes=rows * (_GATES[mode] + 2) * hidden * x.element_size())
-
-
-def _rnn_flops(weights: Sequence[torch.Tensor], x: torch.Tensor) -> int:
-    """Each weight matrix multiplies one column per step and sample."""
-    return sum(2 * math.prod(x.shape[:-1]) * weight.numel() for weight in weights if weight.dim() == 2)
 
 
 # ---- bfloat16 products on a CPU: each thread packs a tile of the second factor and sums in float32
@@ -292,28 +174,53 @@ def _tiles_bytes(query: torch.Tensor, key: torch.Tensor) -> int:
     return 4 * torch.get_num_threads() * rows * (columns + 2 + width)
 
 
+# ---- losses: values of each element before they are summed up, some of which the sum keeps; reduced ones only
+
+
+def _loss_workspace(*, num_temporaries: int, is_kept: bool) -> Callable[[Args, Any], Workspace]:
+    def rule(args: Args, output: torch.Tensor) -> Workspace:
+        if output.dim() == args[0].dim():
+            return _NONE
+        own = nbytes(args[0])
+        return Workspace(
+            temporary_bytes=num_temporaries * own, hidden_output=0 if is_kept else -1, hidden_bytes=own if is_kept else 0
+        )
+
+    return rule
+
+
+# ---- resized images on a CPU: copied with channels innermost, there and back
+
+
+def _resized_workspace(args: Args, output: torch.Tensor) -> Workspace:
+    x = args[0]
+    if x.device.type != "cpu" or is_channels_last(x):
+        return _NONE
+    return Workspace(temporary_bytes=nbytes(x) + nbytes(output))
+
+
 # ---- whole layers in one operator, as evaluation runs them: projections thrice the input, then scores, then a wide layer
 
 
 def _encoder_layer_workspace(args: Args, output: torch.Tensor) -> Workspace:
     x, norm_first, hidden, mask = args[0], args[8], args[14].shape[0], _optional(args, 18)
-    own = _nbytes(x)
-    wide = 2 * own + _nbytes(x) // x.shape[-1] * hidden
+    own = nbytes(x)
+    wide = 2 * own + nbytes(x) // x.shape[-1] * hidden
     peak = max(_attention_layer_bytes(x, args[2], mask), wide) + (own if norm_first else 0)
-    return Workspace(temporary_bytes=peak - _nbytes(output))
+    return Workspace(temporary_bytes=peak - nbytes(output))
 
 
 def _attention_layer_workspace(args: Args, output: tuple[torch.Tensor, torch.Tensor | None]) -> Workspace:
     x, num_heads, mask = args[0], args[4], _optional(args, 9)
-    made = sum(_nbytes(tensor) for tensor in output if tensor is not None)
+    made = sum(nbytes(tensor) for tensor in output if tensor is not None)
     peak = _attention_layer_bytes(x, num_heads, mask)
     if len(args) <= 10 or args[10]:  # scores that are asked for are held to the end
-        peak = max(peak, 4 * _nbytes(x) + _scores_bytes(x, num_heads) + made)
+        peak = max(peak, 4 * nbytes(x) + _scores_bytes(x, num_heads) + made)
     return Workspace(temporary_bytes=peak - made)
 
 
 def _attention_layer_bytes(x: torch.Tensor, num_heads: int, mask: object) -> int:
-    own, scores = _nbytes(x), _scores_bytes(x, num_heads)
+    own, scores = nbytes(x), _scores_bytes(x, num_heads)
     return max(6 * own, 3 * own + scores * (1 if mask is None else 2))
 
 
@@ -337,37 +244,32 @@ def _optional(args: Args, position: int) -> Any:
     return args[position] if len(args) > position else None
 
 
-def _nbytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
 _WORKSPACES: dict[torch._ops.OpOverloadPacket, Callable[[Args, Any], Workspace]] = {
+    **recurrent_costs.WORKSPACES,
     aten.convolution: _convolution_workspace,
     aten.convolution_backward: _convolution_backward_workspace,
     aten.native_batch_norm_backward: _batch_norm_backward_workspace,
-    aten.mkldnn_rnn_layer: _onednn_rnn_workspace,
-    aten.mkldnn_rnn_layer_backward: _onednn_rnn_backward_workspace,
-    aten._cudnn_rnn: _cudnn_rnn_workspace,
-    aten._cudnn_rnn_backward: _cudnn_rnn_backward_workspace,
     aten.mm: _bfloat16_product_workspace,
     aten.addmm: _bfloat16_product_workspace,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_workspace,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_workspace,
     aten._transformer_encoder_layer_fwd: _encoder_layer_workspace,
     aten._native_multi_head_attention: _attention_layer_workspace,
+    aten.mse_loss: _loss_workspace(num_temporaries=1, is_kept=True),
+    aten.smooth_l1_loss: _loss_workspace(num_temporaries=1, is_kept=True),
+    aten.binary_cross_entropy: _loss_workspace(num_temporaries=0, is_kept=True),
+    aten.soft_margin_loss: _loss_workspace(num_temporaries=0, is_kept=True),
+    aten.huber_loss: _loss_workspace(num_temporaries=1, is_kept=False),
+    aten.binary_cross_entropy_with_logits: _loss_workspace(num_temporaries=2, is_kept=False),
+    aten.upsample_bilinear2d: _resized_workspace,
+    aten.upsample_nearest2d: _resized_workspace,
+    aten._upsample_nearest_exact2d: _resized_workspace,
 }
 
 _FLOPS: dict[torch._ops.OpOverloadPacket, Callable[[Args, Any], int]] = {
+    **recurrent_costs.FLOPS,
     aten._transformer_encoder_layer_fwd: _encoder_layer_flops,
     aten._native_multi_head_attention: lambda args, _: _attention_layer_flops(args[0]),
-    aten.mkldnn_rnn_layer: lambda args, _: _rnn_flops(args[1:5], args[0]),
-    aten.mkldnn_rnn_layer_backward: lambda args, _: 2 * _rnn_flops(args[1:5], args[0]),
-    aten._cudnn_rnn: lambda args, _: _rnn_flops(args[1], args[0]),
-    aten._cudnn_rnn_backward: lambda args, _: 2 * _rnn_flops(args[1], args[0]),
     aten._scaled_dot_product_flash_attention_for_cpu: lambda args, _: sdpa_flop_count(
         args[0].shape, args[1].shape, args[2].shape
     ),

@@ -244,3 +244,37 @@ def test_fake_attention_takes_the_kernel_that_real_attention_takes():
     with torch.no_grad():
         real, fake = operators(torch.no_grad()), operators(FakeTensorMode())
     assert real == fake == [aten._scaled_dot_product_flash_attention_for_cpu.default]
+
+
+LOSSES = (
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "soft_margin_loss",
+    "poisson_nll_loss",
+)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_a_loss_takes_and_keeps_is_known(name):
+    output, target = torch.rand(2, 8, 100)
+    with MemoryTracker() as tracker:
+        _value = getattr(F, name)(output, target)
+    kept = [None]
+    live = bytes_over_time(lambda: kept.__setitem__(0, getattr(F, name)(output, target)))
+    assert max(tracker.timeline) == pytest.approx(max(live), abs=64)
+    assert tracker.live_bytes == pytest.approx(live[-1], abs=64)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "nearest-exact", "bicubic"])
+@pytest.mark.parametrize("is_channels_last", [False, True])
+def test_copies_of_a_resized_image_are_known(mode, is_channels_last):
+    images = torch.randn(4, 8, 16, 16)
+    images = images.contiguous(memory_format=torch.channels_last) if is_channels_last else images
+    with MemoryTracker() as tracker:
+        F.interpolate(images, size=(32, 32), mode=mode)
+    live = bytes_over_time(lambda: F.interpolate(images, size=(32, 32), mode=mode))
+    assert max(tracker.timeline) == pytest.approx(max(live), rel=0.1)
