@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import date
@@ -83,13 +84,18 @@ def _measured(names: Sequence[str], options: argparse.Namespace, console: Consol
 
 def _rows(names: Sequence[str], threads: int, seconds: float) -> Iterator[Row]:
     command = [sys.executable, "-m", "benchmarks.formats_child", str(threads), str(seconds), *names]
-    environment = os.environ | KEEP_MEMORY | {"KINETO_LOG_LEVEL": "5"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.TemporaryFile("w+") as log,  # where PyTorch's profiler writes a line each time
+        subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | KEEP_MEMORY, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
+    ):
         assert process.stdout is not None, "it was asked for"
         for line in process.stdout:
             yield Row(**json.loads(line))
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(command[1:3])} ended with exit code {process.returncode}")
+        if process.wait() != 0:
+            log.seek(0)
+            raise RuntimeError(f"benchmarks.formats_child ended with exit code {process.returncode}:\n{log.read()[-2000:]}")
 
 
 def _versions() -> dict[str, str]:

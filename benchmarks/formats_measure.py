@@ -58,7 +58,7 @@ def without_folders(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Task:
+class Task:
     """What a model is trained on: one batch, and which of its outputs goes to the loss."""
 
     inputs: Tensor | dict[str, Tensor]
@@ -66,6 +66,7 @@ class _Task:
     output: str | int | None
 
     def loss(self, model: nn.Module) -> Tensor:
+        """Return the loss of a model's answer."""
         return nn.functional.mse_loss(select_output(call(model, self.inputs), self.output), self.targets)
 
 
@@ -76,7 +77,7 @@ def _measured(row: Row, entry: ZooModel, path: Path, seconds: float) -> Row:
     export_seconds = time.perf_counter() - started
     load_seconds = [_load_seconds(path) for _ in range(NUM_LOADS)]
     loaded: nn.Module = unified.load_umodel(path)
-    task = _task(entry, eager)
+    task = task_of(entry, eager)
     row = replace(
         row,
         num_parameters=sum(parameter.numel() for parameter in eager.parameters()),
@@ -85,7 +86,7 @@ def _measured(row: Row, entry: ZooModel, path: Path, seconds: float) -> Row:
         load_ms=[1e3 * each for each in load_seconds],
     )
     row = _with_memory(row, copy.deepcopy(loaded), task)
-    largest, same_losses, same_answers = _compare(eager, loaded, task)
+    largest, same_losses, same_answers = compare(eager, loaded, task)
     eager_ms, loaded_ms = _step_times(eager, loaded, task, seconds)
     return replace(
         row,
@@ -103,14 +104,15 @@ def _load_seconds(path: Path) -> float:
     return time.perf_counter() - started
 
 
-def _task(entry: ZooModel, model: nn.Module) -> _Task:
+def task_of(entry: ZooModel, model: nn.Module) -> Task:
+    """Return what the model is trained on: its inputs, and random targets of the shape of its answer."""
     inputs = _by_name(entry.inputs(BATCH_SIZE), model)
     with torch.no_grad():
         result = call(model.eval(), inputs)
     which = _which(result)
     generator = torch.Generator().manual_seed(1)
     shape = select_output(result, which).shape
-    return _Task(inputs=inputs, targets=torch.randn(shape, generator=generator), output=which)
+    return Task(inputs=inputs, targets=torch.randn(shape, generator=generator), output=which)
 
 
 def _which(result: object) -> str | int | None:
@@ -120,7 +122,7 @@ def _which(result: object) -> str | int | None:
     return None
 
 
-def _compare(eager: nn.Module, loaded: nn.Module, task: _Task) -> tuple[float, bool, bool]:
+def compare(eager: nn.Module, loaded: nn.Module, task: Task) -> tuple[float, bool, bool]:
     """Train both with the same random numbers; return the largest difference of a weight, and whether the rest is equal."""
     losses = [_trained(model, task) for model in (eager, loaded)]
     other = loaded.state_dict()
@@ -130,13 +132,13 @@ def _compare(eager: nn.Module, loaded: nn.Module, task: _Task) -> tuple[float, b
     return float(max(differences)), losses[0] == losses[1], torch.equal(*answers)
 
 
-def _trained(model: nn.Module, task: _Task) -> list[float]:
+def _trained(model: nn.Module, task: Task) -> list[float]:
     torch.manual_seed(3)
     step = _stepper(model, task)
     return [float(step().detach()) for _ in range(NUM_STEPS)]
 
 
-def _stepper(model: nn.Module, task: _Task) -> Callable[[], Tensor]:
+def _stepper(model: nn.Module, task: Task) -> Callable[[], Tensor]:
     optimizer = torch.optim.Adam(model.train().parameters(), lr=LEARNING_RATE)
 
     def step() -> Tensor:
@@ -149,7 +151,7 @@ def _stepper(model: nn.Module, task: _Task) -> Callable[[], Tensor]:
     return step
 
 
-def _step_times(eager: nn.Module, loaded: nn.Module, task: _Task, seconds: float) -> tuple[list[float], list[float]]:
+def _step_times(eager: nn.Module, loaded: nn.Module, task: Task, seconds: float) -> tuple[list[float], list[float]]:
     """Return milliseconds of a step, round by round; who goes first changes with each round."""
     steps = [_stepper(model, task) for model in (eager, loaded)]
     count = 1
@@ -171,7 +173,7 @@ def _seconds(step: Callable[[], Tensor], count: int) -> float:
     return (time.perf_counter() - started) / count
 
 
-def _with_memory(row: Row, model: nn.Module, task: _Task) -> Row:
+def _with_memory(row: Row, model: nn.Module, task: Task) -> Row:
     """Compare the estimate with the allocator's record of two steps, and of an evaluation after them."""
     found = estimate(
         model,

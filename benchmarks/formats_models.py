@@ -28,7 +28,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "GhostNet, RepVGG": ("ghostnet_100", "repvgg_a0"),
     "ConvNeXt": ("convnext_tiny", "convnextv2_atto", "convnext"),
     "Swin": ("swin_t", "swin"),
-    "ViT": ("vit_b_32", "vit_tiny_patch16_224", "vit"),
+    "ViT": ("vit_tiny_patch16_224", "vit"),
     "DeiT": ("deit_tiny_distilled_patch16_224",),
     "MLP-Mixer": ("mixer_s32_224",),
     "MobileViT, PoolFormer, PVT": ("mobilevit_xxs", "poolformer_s12", "pvt_v2_b0"),

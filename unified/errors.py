@@ -53,6 +53,10 @@ class DoesNotFitError(UnifiedError):
     """A job needs more memory than a slot has. Lower ``batch_size`` or use a bigger device."""
 
 
+class SlowEstimateError(UnifiedError):
+    """What a job needs could not be found out in time. Make its forward shorter: fewer operators, loops of fewer turns."""
+
+
 class WorkerDiedError(UnifiedError):
     """A worker process ended without being asked to. Its jobs go on from their checkpoints in a new one."""
 

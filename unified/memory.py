@@ -36,6 +36,9 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 #: Batch sizes of the real steps; from two on, BatchNorm accepts a batch.
 SMALL_BATCHES = (2, 4)
 
+#: What tracing a step may take; of the models in the benchmarks none takes ten seconds.
+MAX_SECONDS = 120.0
+
 _CUDA_GRANULARITY = 512  # the caching allocator rounds each tensor up to this
 
 # What a model may raise on fake tensors: for want of values, of a kernel, of memory to point at.
@@ -80,6 +83,7 @@ def estimate(  # noqa: PLR0913 - the parts of a job are what they are
         eval_batch_size: Samples of an evaluation batch; ``batch_size`` by default.
 
     Raises:
+        SlowEstimateError: If that takes longer than ``MAX_SECONDS``.
         DoesNotFitError: If real steps are needed and the model itself does not fit this host.
         Exception: What the model or the loss raises on a real batch, if it does.
 
@@ -283,7 +287,7 @@ def _loss(job: _Job, module: nn.Module, loss: Any, batch: tuple[Inputs, torch.Te
 
 
 def _tracker(device: torch.device, held: object) -> MemoryTracker:
-    tracker = MemoryTracker(_CUDA_GRANULARITY if device.type == "cuda" else 1)
+    tracker = MemoryTracker(_CUDA_GRANULARITY if device.type == "cuda" else 1, max_seconds=MAX_SECONDS)
     tracker.hold(held)
     return tracker
 

@@ -6,6 +6,8 @@ nothing, and a storage is alive for exactly as long as anything, the autograd gr
 
 from __future__ import annotations
 
+import math
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from unified.errors import SlowEstimateError
 from unified.operator_costs import count_flops, workspace
 
 _NOT_OPERATORS = frozenset({"prim", "profiler"})
@@ -36,6 +39,10 @@ class MemoryTracker(TorchDispatchMode):
 
     Args:
         granularity: Each storage is rounded up to a multiple of this many bytes, as its allocator does.
+        max_seconds: What it may watch for.
+
+    Raises:
+        SlowEstimateError: From the first operator that ends later.
 
     Attributes:
         live_bytes: Bytes of all storages alive now.
@@ -48,8 +55,10 @@ class MemoryTracker(TorchDispatchMode):
             where the value scales something and decides nothing, as in optimizers.
     """
 
-    def __init__(self, granularity: int = 1) -> None:
+    def __init__(self, granularity: int = 1, *, max_seconds: float = math.inf) -> None:
         super().__init__()
+        self._max_seconds = max_seconds
+        self._deadline = time.monotonic() + max_seconds
         self.live_bytes = 0
         self.timeline: list[int] = []
         self.flops = 0
@@ -83,12 +92,20 @@ class MemoryTracker(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self._observe(tensor, cost.hidden_bytes if index == cost.hidden_output else 0)
         if func not in _ARTEFACTS:
+            self._raise_if_late()  # from others, which PyTorch calls where nothing may be raised, it would end the process
             self.num_ops += 1
             self.flops += count_flops(func, args, kwargs, output)
         if not (self.is_backward and _is_accumulation(func, args)) and not self._is_bias(func, args):
             self.timeline.append(self.live_bytes + max(0, cost.temporary_bytes))
         self._product = weakref.ref(output) if func is torch.ops.aten._unsafe_view.default else None
         return output
+
+    def _raise_if_late(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise SlowEstimateError(
+                f"a step and an evaluation were not traced within {self._max_seconds:g} s, only their first {self.num_ops} "
+                "operators; make the model's forward shorter, for example by fewer turns of its loops"
+            )
 
     def _is_bias(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
         """Whether ``linear`` adds its bias to the product it has just made, which it does in place unless it is watched."""

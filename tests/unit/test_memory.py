@@ -21,7 +21,7 @@ from benchmarks.allocator import allocated
 from tests.zoo import ZOO, images, tokens
 from unified import memory
 from unified.device import MemorySize
-from unified.errors import DoesNotFitError
+from unified.errors import DoesNotFitError, SlowEstimateError
 from unified.memory import count_parameters, estimate
 
 
@@ -241,6 +241,25 @@ def test_terabytes_are_measured_without_being_allocated():
     assert psutil.Process().memory_info().rss - before < 200e6
     assert found.resident_bytes == pytest.approx(4 * 8e12, rel=1e-6)
     assert large_batch.peak_bytes > 4 * 10**10 * (32 + 64 + 10)
+
+
+class Endless(nn.Module):
+    """A loop that is longer than anybody waits for."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+
+    def forward(self, x):
+        for _ in range(10**9):
+            x = torch.tanh(self.linear(x))
+        return x
+
+
+def test_a_model_that_takes_too_long_to_trace_is_told_so(monkeypatch):
+    monkeypatch.setattr(memory, "MAX_SECONDS", 0.5)
+    with pytest.raises(SlowEstimateError, match=r"within 0\.5 s, only their first \d+ operators; .*fewer turns of its loops"):
+        estimate(Endless(), cross_entropy, adam, mlp_batch(2), batch_size=8)
 
 
 class Remembering(nn.Module):

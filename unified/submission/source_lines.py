@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import linecache
+import random
 import re
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -17,6 +20,7 @@ _FOREIGN = (
     sysconfig.get_paths()["stdlib"] + "/contextlib",
     "<",
 )
+_RANDOM_FILE = str(random.__file__)
 
 
 def line_of_error(error: BaseException) -> str | None:
@@ -39,6 +43,17 @@ def line_in_text(stack: str) -> str | None:
         if not match["file"].startswith(_FOREIGN):
             found = f"{match['file']}:{match['line']} in {match['function']}: {match['text'].strip()}"
     return found
+
+
+def own_line(frame: FrameType | None) -> str | None:
+    """Return the innermost line outside PyTorch and Python's own library, going outwards from ``frame``."""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((*_FOREIGN, _RANDOM_FILE)):
+            text = linecache.getline(name, frame.f_lineno).strip()
+            return f"{name}:{frame.f_lineno} in {frame.f_code.co_name}: {text}"
+        frame = frame.f_back
+    return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

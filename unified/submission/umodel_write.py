@@ -32,6 +32,7 @@ from unified.submission.umodel_format import (
     encode,
 )
 from unified.submission.umodel_read import load_umodel, open_archive
+from unified.submission.untraceable import untraceable_lines
 
 _FIRST_DAY = (1980, 1, 1, 0, 0, 0)
 
@@ -204,7 +205,8 @@ def _check(draft: Path, eager: nn.Module, tensors: list[Tensor], call: Call, siz
     difference = differences(eager, loaded, tensors, call, sorted(sizes))
     if difference is not None:
         advice = _NESTED_ADVICE if nested else _ADVICE
-        raise ExportError(f"{name} would run differently from a .umodel: {difference}.\n{advice}")
+        lines = "".join(f"\n  {line}" for line in untraceable_lines(lambda: call(eager.train(), tensors)))
+        raise ExportError(f"{name} would run differently from a .umodel: {difference}.{lines}\n{advice}")
 
 
 def _check_state_dict(manifest: Manifest, state_dict: Mapping[str, Tensor]) -> None:
