@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -14,11 +11,11 @@ from schedulers.base import Steps
 from unified.admission import DatasetRef, Estimate, Submission
 from unified.components import build_loss, build_optimizer
 from unified.datasets import load_tensors
-from unified.errors import InvalidSubmission, Problem
+from unified.errors import InvalidSubmission, Problem, SlowEstimateError
 from unified.hybrid import HybridModule
 from unified.job import JobSpec
 from unified.member import Member
-from unified.memory import count_parameters, estimate
+from unified.memory import MAX_SECONDS, count_parameters, estimate
 from unified.process_settings import ProcessSettings
 from unified.quantities import seconds_text
 from unified.stepping import Hooks
@@ -27,27 +24,6 @@ from unified.trainer import Trainer
 
 MAX_TRIAL_STEPS = 4  #: the first one warms up
 TRIAL_SECONDS = 0.3  #: after which no further step is begun
-MEASURING_SECONDS = 120.0  #: what running a step on fake tensors may take
-
-
-class TookTooLongError(BaseException):
-    """A measurement took longer than it may; no ``Exception``, so that a model cannot catch it by the way."""
-
-
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Raise :class:`TookTooLongError` inside if it takes longer; for the main thread only."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TookTooLongError(f"more than {seconds_text(seconds)}")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def measure_step(spec: JobSpec, module: nn.Module, train: DatasetRef, device_type: str) -> tuple[Estimate, tuple[Problem, ...]]:
@@ -55,7 +31,7 @@ def measure_step(spec: JobSpec, module: nn.Module, train: DatasetRef, device_typ
     autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[spec.precision]
     sample = load_tensors(train).batch(torch.arange(min(2, train.num_samples)))
     try:
-        with ProcessSettings.preserved(), _limited(MEASURING_SECONDS):
+        with ProcessSettings.preserved():
             measured = estimate(
                 module,
                 build_loss(spec.loss),
@@ -66,7 +42,7 @@ def measure_step(spec: JobSpec, module: nn.Module, train: DatasetRef, device_typ
                 autocast_dtype=autocast,
                 output=spec.output,
             )
-    except TookTooLongError as error:
+    except SlowEstimateError as error:
         raise InvalidSubmission([_slow_problem(spec.name, error)]) from error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the job's own fault: it will fail alone, when its turn comes
         return _weights_only(module), (_step_problem(spec.name, f"{type(error).__name__}: {error}"),)
@@ -112,7 +88,7 @@ def _slow_problem(job: str, error: BaseException) -> Problem:
         code="E-LIMIT",
         job=job,
         field="model",
-        expected=f"a model of which one step is followed operator by operator within {seconds_text(MEASURING_SECONDS)}",
+        expected=f"a model of which one step is followed operator by operator within {seconds_text(MAX_SECONDS)}",
         given=str(error),
         remedy="hand in a model with fewer operators",
     )
