@@ -29,7 +29,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     _panel(memory, "memory, estimate / measured", (0.9, 1.1))
     memory.legend(frameon=False, fontsize=8)
     steps.set_yticks(list(places), [row.name for row in accepted], fontsize=7)
-    steps.invert_yaxis()
+    steps.set_ylim(max(len(accepted), 1) - 0.5, -0.5)  # from top to bottom
     figure.savefig(path, dpi=130)
 
 
