@@ -166,7 +166,7 @@ def test_a_new_worker_process_has_hosted_nobody() -> None:
 
     [slot] = make_slots(1)
     hosted(slot, of("ann", "gone", runs_code=True))
-    slot.start(cast(Nursery, Forks()), deterministic=False)
+    slot.start(cast(Nursery, Forks()), deterministic=False, confinement=None)
     assert slot.suits([of("bob", "his", runs_code=True)])
 
 
