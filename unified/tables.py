@@ -129,9 +129,11 @@ def submission_table(submission: Submission, step_seconds: float | None = None) 
         "precision": spec.precision,
         "peak memory": f"{bytes_text(estimate.peak_bytes)} estimated, data aside",
         "between turns": f"{bytes_text(estimate.resident_bytes)}",
-        "a step": f"{count_text(estimate.flops_per_step, 'FLOP')}, {plural(estimate.num_ops_per_step, 'operator')}",
-        "evaluation": f"{count_text(estimate.eval_flops, 'FLOP')} a batch, {bytes_text(estimate.eval_peak_bytes)} at its peak",
     }
+    if estimate.num_ops_per_step:  # else the step could not be followed, and there is a problem that says why
+        facts["a step"] = f"{count_text(estimate.flops_per_step, 'FLOP')}, {plural(estimate.num_ops_per_step, 'operator')}"
+        at_peak = f"{bytes_text(estimate.eval_peak_bytes)} at its peak"
+        facts["evaluation"] = f"{count_text(estimate.eval_flops, 'FLOP')} a batch, {at_peak}"
     if step_seconds is not None:
         whole = seconds_text(step_seconds * submission.num_steps)
         facts["predicted"] = f"{seconds_text(step_seconds)} a step, {whole} in all, on one thread"
