@@ -100,6 +100,18 @@ def test_stages_before_the_one_that_failed_are_passed_and_later_ones_were_not_re
     assert verdicts[Stage.STEP] is None
 
 
+def test_a_job_whose_data_another_one_brought_first_is_read_within_its_own_folder(nursery, tmp_path):
+    """In a queue each reader may open its own job's files only, and equal data is known by the first file that had it."""
+    inputs, targets = torch.randn(8, 4), torch.arange(8) % 3
+    first, second = (write_job(tmp_path / name / "spec", nn.Linear(4, 3), inputs, targets) for name in "ab")
+    (second / "train.pt").unlink()
+    os.link(first / "train.pt", second / "train.pt")
+    third = write_job(tmp_path / "c" / "spec", nn.Linear(4, 3), inputs, targets)
+    answers = read(nursery, first, second, third, cache=tmp_path / "cache")
+    assert [found.problems for found in answers] == [(), (), ()]
+    assert len({found.submission.train.key for found in answers}) == 1
+
+
 def test_model_and_data_are_told_of_in_one_go_and_each_stage_names_the_codes_of_its_problems(nursery, tmp_path):
     folder = write_job(tmp_path / "job", nn.Linear(4, 3), torch.full((8, 4), torch.nan), torch.arange(8) % 3)
     with zipfile.ZipFile(folder / "model.umodel", "a") as archive:
