@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from unified.columns import fitting, total
 from unified.job_state import JobState
 from unified.progress import shown_metrics
 from unified.quantities import MISSING, bytes_text, metrics_text, plural, seconds_text, value_text
@@ -58,20 +59,13 @@ def jobs_table(rows: Sequence[JobRow], reasons: Mapping[str, str], now: float, w
 
 def _widths(lines: Sequence[Mapping[str, Text]], width: int) -> dict[str, int]:
     """Return the columns to show, each with its width; the reason takes what the others leave."""
-    widths = {title: max(len(title), *(line[title].cell_len for line in lines)) for title in _TITLES}
+    widths = {title: max([len(title), *(line[title].cell_len for line in lines)]) for title in _TITLES}
     widths = {title: min(wanted, _WIDEST.get(title, wanted)) for title, wanted in widths.items()}
     reason = widths["REASON"]
     widths["REASON"] = min(reason, _LEAST_REASON)
-    for title in _LEFT_OUT_FIRST:
-        if _total(widths) <= width:
-            break
-        del widths[title]
-    widths["REASON"] = max(1, min(reason, widths["REASON"] + width - _total(widths)))
+    widths = {title: widths[title] for title in fitting(widths, width, _LEFT_OUT_FIRST)}
+    widths["REASON"] = max(1, min(reason, widths["REASON"] + width - total(widths)))
     return widths
-
-
-def _total(widths: Mapping[str, int]) -> int:
-    return sum(widths.values()) + 2 * len(widths)
 
 
 def _cells(row: JobRow, reason: str, now: float) -> dict[str, Text]:
