@@ -31,12 +31,14 @@ def write_job(
     return folder
 
 
-def read(nursery: Nursery, *folders: Path, limits: ReadLimits | None = None, trust: bool = False) -> list[Inspected]:
-    """Read job folders, one after another, in one inspector."""
+def read(
+    nursery: Nursery, *folders: Path, limits: ReadLimits | None = None, trust: bool = False, cache: Path | None = None
+) -> list[Inspected]:
+    """Read job folders, one after another, in one inspector; without ``cache`` what is known of data lies beside each."""
     requests = [
         Inspect(
             folder=folder,
-            cache=folder.parent / "cache",
+            cache=cache or folder.parent / "cache",
             trust=trust,
             staged=False,
             device_type="cpu",

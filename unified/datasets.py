@@ -137,7 +137,7 @@ class DatasetPool:
 
 
 def label_problems(
-    data: TensorData, num_classes: int | None, loss_name: str, *, job: str, ignore_index: int = -100
+    data: TensorData, num_classes: int | None, loss_name: str, *, job: str, field: str, ignore_index: int = -100
 ) -> list[Problem]:
     """Return what is wrong with class labels: on a GPU one label out of range would end everyone's job.
 
@@ -146,6 +146,7 @@ def label_problems(
         num_classes: Number of classes the model tells apart, or None if unknown.
         loss_name: PyTorch's class name; other losses than :data:`INDEX_LOSSES` have no labels.
         job: Whose it is.
+        field: Which dataset it is, e.g. ``"data.train"``.
         ignore_index: The loss's own argument: such labels are left out by it.
     """
     targets = data.targets
@@ -156,7 +157,7 @@ def label_problems(
     def problem(given: str, remedy: str) -> list[Problem]:
         bound = "" if num_classes is None else f" below {num_classes}"
         expected = f"int64 class labels from 0{bound} for {loss_name}"
-        found = data_problem(expected, given, remedy, field="targets", code="E-LABEL")
+        found = data_problem(expected, given, remedy, field=f"{field}: targets", code="E-LABEL")
         return [replace(found, job=job)]
 
     if targets.dtype not in (torch.int64, torch.uint8):

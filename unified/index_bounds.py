@@ -44,6 +44,7 @@ def index_problems(spec: JobSpec, module: nn.Module, datasets: Mapping[str, Tens
             _num_classes(spec, plain),
             spec.loss.name,
             job=spec.name,
+            field=field,
             ignore_index=spec.loss.kwargs.get("ignore_index", -100),
         )
     return problems

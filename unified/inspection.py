@@ -113,27 +113,29 @@ def _read(request: Inspect, log: StageLog) -> _Files:
             test = found.get(lambda: _dataset(spec, spec.data.test, request, train))
     if model is not None:
         log.note(Stage.FILE, f"{model.path.name}: {model.form}, SHA-256 {model.sha256[:12]}…")
+    if found.problems and model is not None and not model.runs_code:
+        found.get(partial(_load, model, spec, log))  # what is wrong with it is told along with the data
     found.raise_if_any()
     assert model is not None, "an absent model is a problem, raised above"
     assert train is not None, "absent training data is a problem, raised above"
     return _Files(spec=spec, model=model, train=train, test=test)
 
 
-def _load(files: _Files, spec: JobSpec, log: StageLog) -> nn.Module:
+def _load(model: ModelRef, spec: JobSpec, log: StageLog) -> nn.Module:
     """Load the model and note the stages that it went through.
 
     Raises:
         InvalidSubmission: If it is refused.
     """
     try:
-        module = load_model(files.model, job=spec.name)
+        module = load_model(model, job=spec.name)
     except InvalidSubmission as error:
         failed = first_failed(error.problems) or Stage.FILE
-        for stage in model_stages(files.model.form):
+        for stage in model_stages(model.form):
             if stage < failed:
                 log.note(stage, "")
         raise
-    for stage, found in describe_model(files.model, module).items():
+    for stage, found in describe_model(model, module).items():
         log.note(stage, found)
     return module
 
@@ -145,7 +147,7 @@ def _measure(request: Inspect, files: _Files, alike: Sequence[JobSpec], log: Sta
         InvalidSubmission: With everything that is wrong with that step before it is tried.
     """
     spec = alike[0]
-    module = _load(files, spec, log)
+    module = _load(files.model, spec, log)
     problems = [*_data_problems(spec, files.train, files.test), *_state_problems(spec, module)]
     problems += component_problems(spec.name, optimizer=spec.optimizer, params=module.parameters())
     if problems:
@@ -167,8 +169,10 @@ def _measure(request: Inspect, files: _Files, alike: Sequence[JobSpec], log: Sta
     )
     submissions = [replace(first, spec=member, stack_key=None if failed else keys[member.stacking]) for member in alike]
     seconds = None
-    log.note(Stage.MEMORY, f"peak {bytes_text(measured.peak_bytes)}, {count_text(measured.flops_per_step, 'FLOP')} a step")
-    if not failed:
+    if failed:
+        log.forget(Stage.MEMORY)  # only what the weights need is known
+    else:
+        log.note(Stage.MEMORY, f"peak {bytes_text(measured.peak_bytes)}, {count_text(measured.flops_per_step, 'FLOP')} a step")
         with log.timed(Stage.STEP):
             seconds, failed = _try_step(request, submissions, module)
         log.note(Stage.STEP, "not tried" if seconds is None else f"{seconds_text(seconds)} a step on one thread")
@@ -273,7 +277,8 @@ def _data_problems(spec: JobSpec, train: DatasetRef, test: DatasetRef | None) ->
     problems = batch_problems(train.num_samples, spec.batch_size, drop_last=spec.drop_last, job=spec.name)
     ignored = spec.loss.kwargs.get("ignore_index", -100)
     for ref in filter(None, (train, test)):
-        problems += label_problems(load_tensors(ref), None, spec.loss.name, job=spec.name, ignore_index=ignored)
+        field = "data.train" if ref is train else "data.test"
+        problems += label_problems(load_tensors(ref), None, spec.loss.name, job=spec.name, field=field, ignore_index=ignored)
     return problems
 
 

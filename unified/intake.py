@@ -225,7 +225,7 @@ def job_folders(folder: Path) -> list[Path]:
 def _check_is_job(folder: Path) -> None:
     if (folder / "job.json").is_file():
         return
-    given = "an existing folder without job.json" if folder.is_dir() else "nothing there"
+    given = "an existing folder without job.json" if folder.is_dir() else "a file" if folder.exists() else "nothing there"
     raise InvalidSubmission(
         [
             Problem(

@@ -92,7 +92,7 @@ def result_of(record: JobRecord) -> Result:
     return Result(
         name=record.name,
         state=record.state,
-        reason=record.reason,
+        reason=record.reason if record.state is JobState.FAILED else None,
         metrics=dict(record.metrics),
         timing=timing_of(record),
         folder=record.results,

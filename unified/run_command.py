@@ -194,7 +194,8 @@ def _dry_run(options: RunOptions) -> int:
     if options.as_json:
         line_writer(sys.stdout)(json_line(finite(asdict(plan))))
     else:
-        show(make_console(), plan_tables(plan))
+        console = make_console()
+        show(console, plan_tables(plan, console.width))
     return EXIT_DONE
 
 

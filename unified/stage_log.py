@@ -20,11 +20,11 @@ class StageLog:
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:
-        """Add what happens inside to the time of ``stage``; it is passed unless a problem says otherwise."""
+        """Add what happens inside to the time of ``stage``; it is passed if that ends, and no problem says otherwise."""
         began = time.perf_counter()
-        self._found.setdefault(stage, "")
         try:
             yield
+            self._found.setdefault(stage, "")
         finally:
             self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - began
 
@@ -32,14 +32,20 @@ class StageLog:
         """Take down that ``stage`` was passed, and what was found there in a few words."""
         self._found[stage] = found
 
+    def forget(self, stage: Stage) -> None:
+        """Take back that ``stage`` was reached."""
+        self._found.pop(stage, None)
+
     def outcomes(self, problems: Iterable[Problem]) -> tuple[StageOutcome, ...]:
-        """Return what became of every stage, in their order."""
-        failed = {stage_of(problem.code) for problem in problems}
+        """Return what became of every stage, in their order; of one that failed, the codes of its problems."""
+        failed: dict[Stage, list[str]] = {}
+        for code in dict.fromkeys(problem.code for problem in problems):
+            failed.setdefault(stage_of(code), []).append(code)
         return tuple(
             StageOutcome(
                 stage=stage,
                 passed=False if stage in failed else True if stage in self._found else None,
-                found="" if stage in failed else self._found.get(stage, ""),
+                found=", ".join(failed[stage]) if stage in failed else self._found.get(stage, ""),
                 seconds=self._seconds.get(stage),
             )
             for stage in Stage

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from unified.columns import fitting
 from unified.job_state import JobState
 from unified.progress import JobProgress
 from unified.quantities import MISSING, bytes_text, count_text, metrics_text, plural, seconds_text
@@ -27,6 +28,13 @@ STATE_STYLES = {
     JobState.CANCELLED: "yellow",
     JobState.PAUSED: "yellow",
 }
+
+_PLAN_COLUMNS = (
+    "#", "job", "user", "threads", "parameters", "resident", "peak", "FLOPs/step", "steps", "predicted", "data",
+)  # fmt: skip
+_PLAN_NAMES = ("job", "user", "data")
+_MOST_OF_A_NAME = 30  #: columns; longer ones are folded where there is no more room
+_PLAN_LEFT_OUT_FIRST = ("FLOPs/step", "resident", "threads", "parameters", "data", "user")
 
 
 def final_table(summary: Summary) -> RenderableType:
@@ -83,19 +91,15 @@ def _jobs_table(jobs: Sequence[JobProgress], now: float) -> Table:
     return table
 
 
-def plan_tables(plan: RunPlan) -> RenderableType:
-    """Return what a run would do: the jobs in the scheduler's order, the slots, and who shares which dataset."""
-    table = _table()
-    table.add_column("#", justify="right")
-    table.add_column("job", overflow="fold")
-    table.add_column("user", overflow="fold")
-    for title in ("threads", "parameters", "resident", "peak", "FLOPs/step", "steps", "predicted"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("data", overflow="fold")
-    for job in plan.jobs:
-        table.add_row(*_plan_cells(job))
+def plan_tables(plan: RunPlan, width: int) -> RenderableType:
+    """Return what a run would do: the jobs in the scheduler's order, the slots, and who shares which dataset.
+
+    Args:
+        plan: What it would do.
+        width: Columns of the screen; what it has no room for is left out.
+    """
     parts: list[RenderableType] = [
-        table,
+        _plan_table(plan, width),
         Text("slots"),
         *(Text(f"  {line}") for line in plan.stages.splitlines()),
     ]
@@ -107,6 +111,20 @@ def plan_tables(plan: RunPlan) -> RenderableType:
         parts += [Text(f"  {', '.join(names)}") for names in plan.stacks]
     parts += [Text("shared data"), *map(Text, _shared_lines(plan))]
     return Group(*parts)
+
+
+def _plan_table(plan: RunPlan, width: int) -> Table:
+    lines = [_plan_cells(job) for job in plan.jobs]
+    widths = {title: max([len(title), *(line[title].cell_len for line in lines)]) for title in _PLAN_COLUMNS}
+    widths |= {title: min(widths[title], _MOST_OF_A_NAME) for title in _PLAN_NAMES}
+    table = _table()
+    titles = fitting(widths, width, _PLAN_LEFT_OUT_FIRST)
+    for title in titles:
+        is_name = title in _PLAN_NAMES
+        table.add_column(title, justify="left" if is_name else "right", overflow="fold", no_wrap=not is_name)
+    for line in lines:
+        table.add_row(*(line[title] for title in titles))
+    return table
 
 
 def submission_table(submission: Submission, step_seconds: float | None = None) -> RenderableType:
@@ -129,9 +147,11 @@ def submission_table(submission: Submission, step_seconds: float | None = None) 
         "precision": spec.precision,
         "peak memory": f"{bytes_text(estimate.peak_bytes)} estimated, data aside",
         "between turns": f"{bytes_text(estimate.resident_bytes)}",
-        "a step": f"{count_text(estimate.flops_per_step, 'FLOP')}, {plural(estimate.num_ops_per_step, 'operator')}",
-        "evaluation": f"{count_text(estimate.eval_flops, 'FLOP')} a batch, {bytes_text(estimate.eval_peak_bytes)} at its peak",
     }
+    if estimate.num_ops_per_step:  # else the step could not be followed, and there is a problem that says why
+        facts["a step"] = f"{count_text(estimate.flops_per_step, 'FLOP')}, {plural(estimate.num_ops_per_step, 'operator')}"
+        at_peak = f"{bytes_text(estimate.eval_peak_bytes)} at its peak"
+        facts["evaluation"] = f"{count_text(estimate.eval_flops, 'FLOP')} a batch, {at_peak}"
     if step_seconds is not None:
         whole = seconds_text(step_seconds * submission.num_steps)
         facts["predicted"] = f"{seconds_text(step_seconds)} a step, {whole} in all, on one thread"
@@ -201,7 +221,7 @@ def _total(summary: Summary) -> str:
     return "; ".join(parts)
 
 
-def _plan_cells(job: PlannedJob) -> list[Text]:
+def _plan_cells(job: PlannedJob) -> dict[str, Text]:
     texts = [
         str(job.order),
         job.name,
@@ -215,7 +235,7 @@ def _plan_cells(job: PlannedJob) -> list[Text]:
         seconds_text(job.predicted_seconds),
         f"{job.dataset_source} ({bytes_text(job.dataset_bytes)})",
     ]
-    return [Text(text) for text in texts]
+    return {title: Text(text) for title, text in zip(_PLAN_COLUMNS, texts, strict=True)}
 
 
 def _shared_lines(plan: RunPlan) -> Sequence[str]:

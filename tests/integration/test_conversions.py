@@ -36,6 +36,10 @@ SOURCE = """
 
     def nothing():
         return 3
+
+
+    def broken():
+        raise ValueError("no licence")
 """
 
 
@@ -154,12 +158,16 @@ def test_weights_that_do_not_fit_are_told_all_at_once_and_nothing_is_copied(sour
         ("{source}", "expected MODEL.py:Class"),
         ("gone.py:Net", "there is no file gone.py"),
         ("no.such.module:Net", "can be imported"),
+        ("{source}:broken", "broken of {source} cannot be made: ValueError: no licence"),
+        ("{folder}/wrong.py:Net", "{folder}/wrong.py cannot be imported: ModuleNotFoundError"),
     ],
 )
 def test_a_class_that_cannot_be_made_is_told(source, tmp_path, target, says, capsys):
+    (tmp_path / "wrong.py").write_text("import no_such_module")
     archive = unified.export(trained(source), torch.randn(2, 4), tmp_path / "model.umodel")
-    assert main(["restore", str(archive), target.format(source=source)]) == 1
-    assert says in capsys.readouterr().err
+    places = {"source": source, "folder": tmp_path}
+    assert main(["restore", str(archive), target.format(**places)]) == 1
+    assert says.format(**places) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -172,11 +180,15 @@ def test_a_class_that_cannot_be_made_is_told(source, tmp_path, target, says, cap
         (["net.pt", "out.umodel", "--input", "2,4:float99"], "float99"),
         (["net.pt", "out.umodel", "--input", "2,5"], "net.pt"),
         (["text.pt", "out.umodel", "--input", "2,4"], "text.pt"),
+        (["weights.pt", "out.umodel", "--input", "2,4"], "holds weights without their model: give its class (--model"),
+        (["script.pt", "out.umodel", "--input", "2,4"], "TorchScript cannot be stored in a .umodel"),
     ],
 )
 def test_what_cannot_be_converted_is_told_and_nothing_is_written(source, tmp_path, monkeypatch, arguments, says, capsys):
     monkeypatch.chdir(tmp_path)
     torch.save(trained(source), "net.pt")
+    torch.save(trained(source).state_dict(), "weights.pt")
+    torch.jit.script(nn.Linear(4, 3)).save("script.pt")
     Path("text.pt").write_text("not a model")
     code = main(["convert", *arguments])
     said = capsys.readouterr().err

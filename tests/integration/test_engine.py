@@ -72,6 +72,7 @@ def test_the_callers_models_stay_as_they_are_and_take_the_weights_on_request() -
     spec = make_spec("mlp")
     before = {name: value.clone() for name, value in spec.model.state_dict().items()}
     (result,) = unified.train([spec], slots=1)
+    assert result.reason is None
     for name, value in spec.model.state_dict().items():
         assert torch.equal(value, before[name])
     loaded = result.load_into(make_model("mlp"))

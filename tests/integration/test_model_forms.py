@@ -21,7 +21,7 @@ from tests.unit.job_folders import AT_ONCE, make_queue
 from tests.unit.pretrained_folders import make_model as make_pretrained
 from tests.unit.pretrained_folders import save
 from unified.answering.members import check_alike, read_answerers
-from unified.inspector import inspect
+from unified.inspection import inspect
 from unified.messages import Inspect, Inspected
 from unified.queue.spool import scan
 from unified.queue.submitting import submit_folder

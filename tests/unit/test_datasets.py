@@ -256,8 +256,8 @@ def labelled(targets):
     ],
 )
 def test_labels_that_a_loss_cannot_take_are_problems(loss, targets, num_classes, given):
-    (problem,) = label_problems(labelled(targets), num_classes, loss, job="digits")
-    assert (problem.job, problem.field, problem.given) == ("digits", "targets", given)
+    (problem,) = label_problems(labelled(targets), num_classes, loss, job="digits", field="data.train")
+    assert (problem.job, problem.field, problem.given) == ("digits", "data.train: targets", given)
 
 
 @pytest.mark.parametrize(
@@ -271,13 +271,13 @@ def test_labels_that_a_loss_cannot_take_are_problems(loss, targets, num_classes,
     ],
 )
 def test_labels_that_a_loss_takes_are_no_problem(targets, num_classes, loss):
-    assert label_problems(labelled(targets), num_classes, loss, job="digits") == []
+    assert label_problems(labelled(targets), num_classes, loss, job="digits", field="data.train") == []
 
 
 def test_the_label_that_the_loss_ignores_is_no_problem():
     data = labelled(torch.tensor([0, 255, 1]))
-    assert label_problems(data, 2, "CrossEntropyLoss", job="digits", ignore_index=255) == []
-    assert label_problems(labelled(torch.tensor([-100])), 2, "NLLLoss", job="digits", ignore_index=255)
+    assert label_problems(data, 2, "CrossEntropyLoss", job="digits", field="data.train", ignore_index=255) == []
+    assert label_problems(labelled(torch.tensor([-100])), 2, "NLLLoss", job="digits", field="data.train", ignore_index=255)
 
 
 @pytest.mark.gpu

@@ -100,6 +100,46 @@ def test_stages_before_the_one_that_failed_are_passed_and_later_ones_were_not_re
     assert verdicts[Stage.STEP] is None
 
 
+def test_a_job_whose_data_another_one_brought_first_is_read_within_its_own_folder(nursery, tmp_path):
+    """In a queue each reader may open its own job's files only, and equal data is known by the first file that had it."""
+    inputs, targets = torch.randn(8, 4), torch.arange(8) % 3
+    first, second = (write_job(tmp_path / name / "spec", nn.Linear(4, 3), inputs, targets) for name in "ab")
+    (second / "train.pt").unlink()
+    os.link(first / "train.pt", second / "train.pt")
+    third = write_job(tmp_path / "c" / "spec", nn.Linear(4, 3), inputs, targets)
+    answers = read(nursery, first, second, third, cache=tmp_path / "cache")
+    assert [found.problems for found in answers] == [(), (), ()]
+    assert len({found.submission.train.key for found in answers}) == 1
+
+
+def test_model_and_data_are_told_of_in_one_go_and_each_stage_names_the_codes_of_its_problems(nursery, tmp_path):
+    folder = write_job(tmp_path / "job", nn.Linear(4, 3), torch.full((8, 4), torch.nan), torch.arange(8) % 3)
+    with zipfile.ZipFile(folder / "model.umodel", "a") as archive:
+        archive.writestr("more.txt", "text")
+    (found,) = read(nursery, folder)
+    assert {problem.code for problem in found.problems} == {"E-ZIP", "E-DATA"}
+    told = {outcome.stage: outcome.found for outcome in found.stages if outcome.passed is False}
+    assert told == {Stage.CONTAINER: "E-ZIP", Stage.DATA: "E-DATA"}
+
+
+def test_a_step_that_cannot_be_done_was_not_measured(nursery, tmp_path):
+    folder = plain_job(tmp_path / "job")
+    torch.save((torch.randn(8, 5), torch.arange(8) % 3), folder / "train.pt")
+    (found,) = read(nursery, folder)
+    (problem,) = found.problems
+    verdicts = {outcome.stage: outcome.passed for outcome in found.stages}
+    assert (problem.code, verdicts[Stage.MEMORY], verdicts[Stage.STEP]) == ("E-STEP", None, False)
+
+
+def test_a_file_that_was_cut_off_is_told_from_one_of_no_known_form(nursery, tmp_path):
+    folder = plain_job(tmp_path / "job")
+    model = folder / "model.umodel"
+    model.write_bytes(model.read_bytes()[:-30])
+    (found,) = read(nursery, folder)
+    (problem,) = found.problems
+    assert (problem.code, problem.given) == ("E-FORM", "model.umodel, an archive without its end")
+
+
 class Lookup(nn.Module):
     """An embedding of ten words."""
 
@@ -134,3 +174,4 @@ def test_an_index_deep_in_the_data_that_the_model_does_not_have_is_refused(nurse
     assert found.submission is None
     (problem,) = found.problems
     assert (problem.code, says in str(problem)) == (code, True), problem
+    assert f"data.{split}" in problem.field

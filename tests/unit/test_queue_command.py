@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.unit.queue_cases import S, Supervisor, bring, submitted
 from unified import cli
 from unified.job_state import JobState
 from unified.queue.verbs import Queue
 from unified.queue_parsers import _STATES, add_queue_commands, overrides
+from unified.service.queue_tables import jobs_table
 
 MOVES = ("pause", "resume", "cancel", "checkpoint", "requeue")
 VERBS = ("serve", "submit", "ls", "show", "explain", "logs", *MOVES, "wait", "top", "doctor")
@@ -145,6 +147,19 @@ def test_ls_has_its_columns_and_every_waiting_job_a_reason(call, queue, tmp_path
     assert "supervisor not running" in rows[0]
     assert rows[1].startswith(second)
     assert "retry in 40 s (1 of 2)" in rows[1]
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_list_fits_its_screen_with_whole_ids_and_a_line_for_each_job(queue, tmp_path, width):
+    names = ["a", "b" * 20]
+    rows = [queue.get(submitted(queue, tmp_path / "jobs", name, user="ann")) for name in names]
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(jobs_table(rows, {row.id: "waits for a slot, as all others are taken" for row in rows}, 0.0, width))
+    title, *lines = captured.get().splitlines()
+    assert [line.split()[0] for line in lines] == [row.id for row in rows]
+    assert {"ID", "STATE", "REASON", "STEP/TOTAL"} <= set(title.split())
+    assert (title.split() == COLUMNS.split()) == (width == 160)
 
 
 def test_ls_selects_and_pages(call, queue, tmp_path):

@@ -110,7 +110,7 @@ def test_plan_shows_order_needs_slots_and_who_shares_data():
         predicted_seconds=66.4,
         shared={"f" * 64: ("b", "a")},
     )
-    lines = rendered(plan_tables(plan))
+    lines = rendered(plan_tables(plan, 160))
     b_row = ["1", "b", "alice", "1", "61.7 k", "2 MiB", "16 MiB", "2.5 G", "3000", "33.2 s", "b.pt (47 MiB)"]
     assert cells(lines[1]) == b_row
     assert [cells(line)[1] for line in lines[1:4]] == ["b", "a", "c"]
@@ -122,6 +122,19 @@ def test_plan_shows_order_needs_slots_and_who_shares_data():
         "  all done after about 66.4 s",
     ]
     assert lines[9:] == ["shared data", "  ffffffffffff (47 MiB, loaded once): b, a"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_plan_on_a_narrow_screen_has_fewer_columns_and_a_line_for_each_job(width):
+    jobs = (planned("a-digits", 1, "f"), planned("b-digits", 2, "f"))
+    lines = rendered(plan_tables(RunPlan(jobs=jobs, stages="", reason="balanced", predicted_seconds=None), width), width)
+    assert [cells(line)[:2] for line in lines[1:3]] == [["1", "a-digits"], ["2", "b-digits"]]
+    assert {"job", "peak", "steps", "predicted"} <= {*cells(lines[0])}
+    assert lines[3] == "slots"
+
+
+def test_a_plan_without_jobs_is_shown():
+    assert rendered(plan_tables(RunPlan(jobs=(), stages="", reason="nothing", predicted_seconds=None), 80), 80)[1] == "slots"
 
 
 def test_submission_shows_what_it_is_and_needs(tmp_path):

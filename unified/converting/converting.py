@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unified.admission import ModelForm
+from unified.admission import ModelForm, ModelRef
 from unified.converting.own_code import importable_from
 from unified.converting.restoring import restore_weights
-from unified.errors import UnifiedError
+from unified.errors import InvalidSubmission, UnifiedError
 from unified.submission.models import load_model, recognise
 from unified.submission.trusted import example_of_pt2
 from unified.submission.umodel_write import Inputs, export
@@ -24,7 +24,7 @@ def convert(src: str | Path, dst: str | Path, *, example_inputs: Inputs | None =
     """Write a model of the caller's own as a ``.umodel``.
 
     Args:
-        src: A whole module (``.pt``, ``.pth``), a ``torch.export`` archive, TorchScript, or weights alone with ``model``.
+        src: A whole module (``.pt``, ``.pth``), a ``torch.export`` archive, or weights alone with ``model``.
             **Its code runs**: convert nothing that comes from somebody else.
         dst: The ``.umodel`` to write; checked against the model, bit for bit, before it appears.
         example_inputs: What ``forward`` takes; None for a ``.pt2`` that has its own.
@@ -44,7 +44,7 @@ def convert(src: str | Path, dst: str | Path, *, example_inputs: Inputs | None =
         module = restore_weights(model, _read_weights(src))
     else:
         with importable_from(src.parent), importable_from(Path.cwd()):
-            ref = recognise(src, job=src.stem, trust=True, staged=False)
+            ref = _recognised(src)
             module = load_model(ref, job=src.stem)
         if example_inputs is None and ref.form is ModelForm.PT2:
             example_inputs = example_of_pt2(src)
@@ -54,6 +54,15 @@ def convert(src: str | Path, dst: str | Path, *, example_inputs: Inputs | None =
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of its own archives' modules
         return export(module, example_inputs, dst)
+
+
+def _recognised(src: Path) -> ModelRef:
+    try:
+        return recognise(src, job=src.stem, trust=True, staged=False)
+    except InvalidSubmission as error:
+        if any(problem.code == "E-DECLARED" for problem in error.problems):
+            raise UnifiedError(f"{src} holds weights without their model: give its class (--model MODEL.py:Class)") from error
+        raise
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:

@@ -37,6 +37,8 @@ def build_own(target: str, arguments: Mapping[str, Any] | None = None) -> nn.Mod
         raise UnifiedError(
             f"{name} of {where} cannot be made: {error}; give its arguments with --arguments, as JSON"
         ) from error
+    except Exception as error:  # the owner's code, which may raise anything
+        raise UnifiedError(f"{name} of {where} cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise UnifiedError(f"{name} of {where} made a {type(model).__name__}, expected an nn.Module")
     return model
@@ -68,7 +70,10 @@ def _import(where: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # under the name by which a pickle of its classes would look for it
     with importable_from(path.parent):
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # the owner's code, which may raise anything
+            raise UnifiedError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
     return module
 
 

@@ -96,7 +96,7 @@ def _example(result: Result | str | Path) -> Any:
     folder = result.folder if isinstance(result, Result) else Path(result)
     path = folder if folder is None or folder.suffix == ".umodel" else folder / "model.umodel"
     if path is None or not path.is_file():
-        raise UnifiedError("the result has no model.umodel that says what the model takes; give example_inputs")
+        raise UnifiedError("the result has no model.umodel that says what the model takes; give example inputs (--input)")
     return umodel_example(path, 2)
 
 

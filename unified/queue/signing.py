@@ -83,7 +83,7 @@ def sign_folder(folder: Path, key: Ed25519PrivateKey, terms: Terms) -> Signature
         named = named_sources(spec)
         sources = source_hashes(named, {name: digest for path in named.values() for name, digest in _hashes(folder, path)})
     except OSError as error:
-        given = f"{error.strerror or type(error).__name__}: {error.filename}"
+        given = f"{error.strerror or 'nothing there'}: {error.filename or error}"
         raise InvalidSubmission(
             [_problem("E-FILE", job, "folder", "a job folder, and all files that it names", given, "correct the path")]
         ) from error

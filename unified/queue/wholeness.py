@@ -68,6 +68,12 @@ def is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and 8 + int.from_bytes(start[:8], "little") <= path.stat().st_size
 
 
+def is_cut_archive(path: Path) -> bool:
+    """Return whether a file begins as a zip does, and lacks its end."""
+    with path.open("rb") as file:
+        return file.read(len(_ZIP)) == _ZIP and not zipfile.is_zipfile(file)
+
+
 def _fault(path: Path) -> str | None:
     """Return what is missing of a file, None if it is whole or its format does not say."""
     with open_plain(path) as file:

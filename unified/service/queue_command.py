@@ -125,7 +125,7 @@ def _ls(queue: Queue, options: argparse.Namespace, out: Output) -> int:
     elif rows:
         from unified.service.queue_tables import jobs_table
 
-        out.table(jobs_table(rows, reasons, time.time()))
+        out.table(jobs_table(rows, reasons, time.time(), out.width))
     if not rows:
         out.message("no such jobs" if states or options.user else "no jobs yet")
     if page.cursor is not None:

@@ -42,6 +42,11 @@ class Output:
         """Whether people read it."""
         return not (self.as_json or self.is_quiet)
 
+    @property
+    def width(self) -> int:
+        """Columns that a table may have."""
+        return make_console().width
+
     def line(self, text: str) -> None:
         """Print a line of results."""
         line_writer(sys.stdout)(safe(text))

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from unified.columns import fitting, total
 from unified.job_state import JobState
 from unified.progress import shown_metrics
 from unified.quantities import MISSING, bytes_text, metrics_text, plural, seconds_text, value_text
@@ -28,32 +29,46 @@ STATE_STYLES = {
     JobState.RETRY_WAIT: "magenta",
 }
 
-_LEFT = ("ID", "NAME", "USER")
-_RIGHT_OF_REASON = ("SLOT", "STEP/TOTAL", "ETA", "LOSS", "MEM", "WAIT", "RUN")
+_TITLES = ("ID", "NAME", "USER", "PRIO", "STATE", "REASON", "SLOT", "STEP/TOTAL", "ETA", "LOSS", "MEM", "WAIT", "RUN")
+_LEFT = frozenset({"ID", "NAME", "USER", "STATE", "REASON"})
+_WIDEST = {"ID": 40, "NAME": 30, "USER": 20, "REASON": 60}  #: columns of text; 'show' has all of it
+_LEAST_REASON = 24
+_LEFT_OUT_FIRST = ("NAME", "MEM", "RUN", "WAIT", "ETA", "PRIO", "SLOT", "USER", "LOSS")
 
 
-def jobs_table(rows: Sequence[JobRow], reasons: Mapping[str, str], now: float) -> RenderableType:
-    """Return the list of jobs, one per line.
+def jobs_table(rows: Sequence[JobRow], reasons: Mapping[str, str], now: float, width: int) -> RenderableType:
+    """Return the list of jobs, one per line, without the columns for which there is no room.
 
     Args:
         rows: The jobs.
         reasons: Id to why it stands where it stands.
         now: The wall clock.
+        width: Columns of the screen.
     """
     table = plain_table()
-    for title in _LEFT:
-        table.add_column(title, overflow="fold")
-    table.add_column("PRIO", justify="right", no_wrap=True)
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("REASON", overflow="ellipsis", no_wrap=True, max_width=60)  # 'show' has all of it
-    for title in _RIGHT_OF_REASON:
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*_cells(row, reasons[row.id], now))
+    lines = [_cells(row, reasons[row.id], now) for row in rows]
+    widths = _widths(lines, width)
+    for title, most in widths.items():
+        justify = "left" if title in _LEFT else "right"
+        overflow = "ellipsis" if title == "REASON" else "fold"
+        table.add_column(title, justify=justify, overflow=overflow, no_wrap=title == "REASON", width=most)
+    for line in lines:
+        table.add_row(*(line[title] for title in widths))
     return table
 
 
-def _cells(row: JobRow, reason: str, now: float) -> list[Text]:
+def _widths(lines: Sequence[Mapping[str, Text]], width: int) -> dict[str, int]:
+    """Return the columns to show, each with its width; the reason takes what the others leave."""
+    widths = {title: max([len(title), *(line[title].cell_len for line in lines)]) for title in _TITLES}
+    widths = {title: min(wanted, _WIDEST.get(title, wanted)) for title, wanted in widths.items()}
+    reason = widths["REASON"]
+    widths["REASON"] = min(reason, _LEAST_REASON)
+    widths = {title: widths[title] for title in fitting(widths, width, _LEFT_OUT_FIRST)}
+    widths["REASON"] = max(1, min(reason, widths["REASON"] + width - total(widths)))
+    return widths
+
+
+def _cells(row: JobRow, reason: str, now: float) -> dict[str, Text]:
     shown = job_model(row, reason, now=now)
     total = MISSING if row.steps_total is None else str(row.steps_total)
     texts = [
@@ -71,8 +86,8 @@ def _cells(row: JobRow, reason: str, now: float) -> list[Text]:
         seconds_text(shown.waiting_seconds),
         seconds_text(row.training_seconds) if row.training_seconds else MISSING,
     ]
-    cells = [cell(text) for text in texts]
-    cells[4].stylize(STATE_STYLES.get(row.state, ""))
+    cells = {title: cell(text) for title, text in zip(_TITLES, texts, strict=True)}
+    cells["STATE"].stylize(STATE_STYLES.get(row.state, ""))
     return cells
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from unified.admission import STAGED_MODEL, ModelForm, ModelRef
 from unified.errors import InvalidSubmission, Problem
 from unified.job_parts import ArchitectureSpec
-from unified.queue.wholeness import is_safetensors
+from unified.queue.wholeness import is_cut_archive, is_safetensors
 from unified.submission.declared import load_declared, named_class
 from unified.submission.pickle_machine import Global, Made
 from unified.submission.pretrained import folder_files, folder_hash, load_pretrained
@@ -25,9 +25,13 @@ from unified.submission.umodel_read import load_umodel
 
 _EXPORT = "write it with unified.export(model, example_inputs, path)"
 _EXPORT_OR_TRUST = (
-    f"{_EXPORT}, pass --trust if every job here is your own, or 'unified sign' it for a queue that trusts your key"
+    f"{_EXPORT} or 'unified convert', pass --trust if every job here is your own, "
+    "or 'unified sign' it for a queue that trusts your key"
 )
-_DECLARE = 'add e.g. "architecture": {"library": "torchvision", "name": "resnet18"}, or "layers"; see docs/job.md'
+_DECLARE = (
+    'add e.g. "architecture": {"library": "torchvision", "name": "resnet18"}, or "layers" (docs/job.md); '
+    "weights of a class of your own become a .umodel by 'unified convert --model MODEL.py:Class'"
+)
 _DECLARED_FORMS = frozenset({ModelForm.WEIGHTS, ModelForm.PRETRAINED})
 
 
@@ -118,7 +122,10 @@ def _form(path: Path, job: str, *, trust: bool) -> ModelForm:
         form = _form_of_pickle(path, job, trust=trust)
     if form is None:
         expected = "a .umodel, a .pt or .pth from torch.save, a .safetensors, or (with --trust) a .pt2 or TorchScript file"
-        raise InvalidSubmission([_problem(job, "E-FORM", expected, f"{path.name}, which is none of these", _EXPORT)])
+        cut = is_cut_archive(path)
+        given = f"{path.name}, an archive without its end" if cut else f"{path.name}, which is none of these"
+        remedy = f"copy it again, or {_EXPORT}" if cut else _EXPORT
+        raise InvalidSubmission([_problem(job, "E-FORM", expected, given, remedy)])
     if form in (ModelForm.PT2, ModelForm.TORCHSCRIPT) and not trust:
         given = f"{path.name}, a {form} file, which runs code when it is loaded"
         raise InvalidSubmission([_problem(job, "E-TRUST", "a model that is data, not code", given, _EXPORT_OR_TRUST)])

@@ -162,7 +162,8 @@ def check_finite(field: str, tensor: Tensor) -> None:
     if tensor.is_floating_point() and tensor.numel():
         low, high = torch.aminmax(tensor.detach())
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            given, remedy = f"values from {low} to {high}", "save the weights of a model that has not diverged"
+            given = "NaN among them" if torch.isnan(low) else f"values from {low:g} to {high:g}"
+            remedy = "save the weights of a model that has not diverged"
             raise refused("E-FINITE", field, "finite weights", given, remedy)
 
 

@@ -19,6 +19,7 @@ from unified.admission import ModelForm
 from unified.errors import InvalidSubmission, Problem
 
 _UMODEL_REMEDY = "export it where its class is defined, with unified.export(model, example_inputs, path)"
+_MISSING_REMEDY = f"put the folder that has the class in PYTHONPATH, or {_UMODEL_REMEDY}"
 _WHOLE_REMEDY = "save the whole module with torch.save(model, path), or export it with unified.export"
 
 #: Arguments of operators that say whether the model is training.
@@ -206,7 +207,7 @@ def _reporting(path: Path, form: ModelForm, job: str | None) -> Iterator[None]:
         yield
     except (ImportError, AttributeError) as error:  # unpickling names a class or module that is not there
         given = f"one that needs what is missing here: {error}"
-        raise InvalidSubmission([_problem(path, job, expected, given, _UMODEL_REMEDY)]) from error
+        raise InvalidSubmission([_problem(path, job, expected, given, _MISSING_REMEDY)]) from error
     except (pickle.UnpicklingError, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         given = f"{type(error).__name__}: {str(error)[:300]}"
         raise InvalidSubmission([_problem(path, job, expected, given, "write the file again")]) from error

@@ -74,7 +74,7 @@ def _value_faults(weights: memoryview, entries: Mapping[str, Entry], trained: se
             extremes = [_extremes(piece) for piece in chunks_of(weights, entry)]
             odd = [pair for pair in extremes if not all(map(math.isfinite, pair))]
             if odd:
-                given = f"values from {odd[0][0]} to {odd[0][1]}"
+                given = "NaN among them" if math.isnan(odd[0][0]) else f"values from {odd[0][0]:g} to {odd[0][1]:g}"
                 yield Fault(code="E-FINITE", where=WEIGHTS, expected=f"{name[:100]!r} of finite values", given=given)
 
 

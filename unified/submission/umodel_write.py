@@ -137,6 +137,8 @@ def rewrite_weights(src_path: Path | str, state_dict: Mapping[str, Tensor], dst_
 
 def _bind(model: nn.Module, example_inputs: Inputs) -> tuple[tuple[InputRecord, ...], list[Tensor], Call]:
     """Name the inputs after the parameters of ``forward``; return them, example tensors, and how to call a model with such."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ExportError("TorchScript cannot be stored in a .umodel: export the module that it was scripted or traced from")
     parameters = list(inspect.signature(model.forward).parameters.values())
     places = {p.name: i for i, p in enumerate(parameters) if p.kind is p.POSITIONAL_OR_KEYWORD}
     if isinstance(example_inputs, Mapping):
@@ -200,7 +202,8 @@ def _check(draft: Path, eager: nn.Module, tensors: list[Tensor], call: Call, siz
     try:
         loaded = load_umodel(draft, job=name)
     except InvalidSubmission as error:
-        raise ExportError(f"{name} cannot be stored in a .umodel: {error}") from error
+        told = "; ".join(f"expected {problem.expected}, got {problem.given}" for problem in error.problems)
+        raise ExportError(f"{name} cannot be stored in a .umodel: {told}") from error
     nested = any(isinstance(m, nn.TransformerEncoder) and getattr(m, "use_nested_tensor", False) for m in eager.modules())
     difference = differences(eager, loaded, tensors, call, sorted(sizes))
     if difference is not None:
