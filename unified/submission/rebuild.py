@@ -158,7 +158,7 @@ class _Builder:
     def _attach(self, built: nn.Module, children: Mapping[str, nn.Module | None], path: str) -> None:
         if isinstance(built, _CONTAINERS):
             for index, (name, child) in enumerate(children.items()):
-                is_taken = not name.isprintable() or name.startswith("__") or hasattr(built, name)
+                is_taken = not name or "." in name or not name.isprintable() or name.startswith("__") or hasattr(built, name)
                 if child is None or is_taken or (isinstance(built, nn.ModuleList) and name != str(index)):
                     raise self._bad(self._child(path, name[:80]), "a module under a name of its own", in_words(name))
                 built.register_module(name, child)

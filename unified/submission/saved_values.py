@@ -60,7 +60,7 @@ def plain(saved: Any) -> Any:
 
 
 def in_words(value: Any) -> str:
-    """Return a short text for a message."""
+    """Return a short text for a message; of containers within containers it only says that they are there."""
     if isinstance(value, Made):
         return f"a {value.maker}"
     if isinstance(value, Global):
@@ -70,14 +70,19 @@ def in_words(value: Any) -> str:
     if isinstance(value, type):
         return value.__name__
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{str(key)[:40]}: {in_words(part)}" for key, part in [*value.items()][:8])
+        inner = ", ".join(f"{str(key)[:40]}: {_inner(part)}" for key, part in [*value.items()][:8])
         return f"{{{inner}}}"[: 2 * MAX_SHOWN]
     if isinstance(value, list | tuple):
-        inner = ", ".join(in_words(part) if not isinstance(part, list | tuple | dict) else "…" for part in value[:8])
+        inner = ", ".join(_inner(part) for part in value[:8])
         return f"{'[' if isinstance(value, list) else '('}{inner}{']' if isinstance(value, list) else ')'}"[: 2 * MAX_SHOWN]
     if isinstance(value, bool | int | float | str | None):
         return repr(value[:MAX_SHOWN] if isinstance(value, str) else value)
     return f"a {type(value).__name__}"
+
+
+def _inner(part: Any) -> str:
+    # a pickle's containers may hold themselves, or each other so often that nobody could write it all out
+    return "…" if isinstance(part, list | tuple | Mapping) and not isinstance(part, Global) else in_words(part)
 
 
 def _has_plain_state(state: Any) -> bool:
