@@ -29,10 +29,14 @@ class DatasetIndex:
         self._write(kind, str(path.resolve()), stamp, fact)
 
     def first_file(self, name: str, path: Path) -> Path:
-        """Return the first file called ``name`` here, if it is unchanged; else ``path``, from now on."""
+        """Return the first file called ``name`` here, if it is unchanged; else ``path``, from now on.
+
+        A file that this process may not open is nothing to it: whoever reads a job sees no other user's folder.
+        """
         found = self._read("first", name, None)
         if found is not None:
-            return Path(str(found["path"]))
+            first = Path(str(found["path"]))
+            return first if _can_be_read(first) else path
         self._write("first", name, file_stamp(path), {"path": str(path.resolve())})
         return path
 
@@ -55,6 +59,14 @@ class DatasetIndex:
 
     def _entry(self, kind: str, name: str) -> Path:
         return self._folder / f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        with path.open("rb"):
+            return True
+    except OSError:
+        return False
 
 
 def file_stamp(path: Path) -> list[int]:
