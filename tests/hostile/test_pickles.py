@@ -299,3 +299,19 @@ def test_a_foreign_class_is_named_and_never_imported(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not (tmp_path / "marker").exists()
+
+
+def test_layers_that_are_one_are_not_copied_without_end(tmp_path):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 1, 4), 1, enable_nested_tensor=False)
+    encoder.layers = nn.ModuleList([encoder.layers[0]] * 15_000)
+    encoder.num_layers = 15_000
+    assert "20000 modules" in refusal(saved(encoder, tmp_path / "model.pt")).expected
+    many = nn.Sequential(*(nn.TransformerEncoder(encoder.layers[0], 1, enable_nested_tensor=False) for _ in range(300)))
+    for each in many:
+        each.layers, each.num_layers = nn.ModuleList([encoder.layers[0]] * 10), 10
+    assert "20000 modules" in refusal(saved(many, tmp_path / "model.pt")).expected
+
+
+def test_offsets_that_a_job_hands_in_reach_no_embedding_bag(tmp_path):
+    load(saved(nn.Sequential(nn.EmbeddingBag(4, 2)), tmp_path / "model.pt"))
+    assert "offsets" in refusal(saved(nn.EmbeddingBag(4, 2), tmp_path / "model.pt")).expected

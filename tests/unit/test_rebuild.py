@@ -36,6 +36,8 @@ def again(model: nn.Module, path: Path) -> nn.Module:
 
 def made(name: str) -> nn.Module:
     kind: Any = LAYERS[name].kind
+    if name == "EmbeddingBag":  # alone, it would be handed its offsets
+        return nn.Sequential(nn.EmbeddingBag(5, 3))
     if name == "Transformer":
         return nn.Transformer(4, 2, 2, 1, 8, activation="gelu")
     if name in ("TransformerEncoder", "TransformerDecoder"):
@@ -86,7 +88,7 @@ ARGUMENTS = [
     nn.RNN(3, 4, nonlinearity="relu"),
     nn.MultiheadAttention(4, 2, 0.1, bias=False, add_bias_kv=True, kdim=3, vdim=5, batch_first=True),
     nn.TransformerEncoderLayer(4, 2, 8, 0.3, "gelu", 1e-3, batch_first=True, norm_first=True, bias=False),
-    nn.EmbeddingBag(5, 3, mode="max", padding_idx=2),
+    nn.Sequential(nn.EmbeddingBag(5, 3, mode="max", padding_idx=2)),
     nn.PairwiseDistance(p=3.0, keepdim=True),
     nn.Upsample(scale_factor=(2.0, 3.0), mode="bilinear", align_corners=True),
     nn.AdaptiveAvgPool2d((None, 3)),
