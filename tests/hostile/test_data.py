@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.hostile.children import in_children
-from tests.hostile.forged_files import little_memory
+from tests.hostile.forged_files import little_memory, write_pt
 from tests.unit.dataset_cases import write_tokenizer
 from unified import sandbox
 from unified.admission import DatasetRef
@@ -90,6 +90,13 @@ def test_a_tokenizer_reads_no_file_but_its_own(value, tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "BertTokenizer"} | more))
     (tmp_path / "d.jsonl").write_text('{"x": "word", "y": 1}')
     assert "secret.txt" in refused(tmp_path / "d.jsonl", tmp_path / "cache", folder)
+
+
+@pytest.mark.parametrize("maker", [b"ctorch\nSize\n", b"ccollections\nCounter\n", b""])
+def test_a_structure_that_nobody_could_write_out_is_refused(maker, tmp_path):
+    laughs = b"N\x85q\x00" + b"".join(bytes([104, n, 104, n, 134, 113, n + 1]) for n in range(60))
+    write_pt(tmp_path / "d.pt", b"\x80\x02" + maker + laughs + (b"\x85R." if maker else b"."))
+    assert "several places" in refused(tmp_path / "d.pt", tmp_path / "cache")
 
 
 @pytest.mark.skipif(not sandbox.available()[0].is_available, reason="this kernel keeps no process from files")
