@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,24 @@ ARGUMENTS = [
     nn.PairwiseDistance(p=3.0, keepdim=True),
     nn.Upsample(scale_factor=(2.0, 3.0), mode="bilinear", align_corners=True),
     nn.AdaptiveAvgPool2d((None, 3)),
+    nn.MaxPool2d([2, 3]),
 ]
+
+
+PLAIN = [
+    (nn.Linear(np.prod([2, 3]), np.int32(2)), nn.Linear(6, 2)),
+    (nn.Conv2d(1, 2, (np.int64(2), 3)), nn.Conv2d(1, 2, (2, 3))),
+    (nn.Dropout(np.float64(0.25)), nn.Dropout(0.25)),
+    (nn.Unflatten(1, torch.Size([2, 2])), nn.Unflatten(1, (2, 2))),
+]
+
+
+@pytest.mark.parametrize("index", range(len(PLAIN)))
+def test_numbers_of_numpy_and_sizes_are_as_good_as_plain_ones(index, tmp_path):
+    model, expected = PLAIN[index]
+    rebuilt = again(model, tmp_path / "model.pt")
+    assert repr(rebuilt) == repr(expected)
+    assert_same_tensors(model, rebuilt)
 
 
 @pytest.mark.parametrize("index", range(len(ARGUMENTS)))

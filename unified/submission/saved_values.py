@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import types
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,6 +18,10 @@ MAX_SHOWN = 100
 
 _SET = Global("__builtin__", "set")
 _SIZE = Global("torch", "Size")
+_SCALARS = frozenset({Global("numpy._core.multiarray", "scalar"), Global("numpy.core.multiarray", "scalar")})
+_DTYPE = Global("numpy", "dtype")
+_ENCODE = Global("_codecs", "encode")
+_CODES = {"i8": "q", "i4": "i", "f8": "d", "f4": "f"}
 
 
 def mapping(described: Any) -> dict[Any, Any] | None:
@@ -39,6 +44,7 @@ def equals(saved: Any, real: Any, depth: int = 0) -> bool:
     if isinstance(real, torch.Size):
         is_size = isinstance(saved, Made) and saved.maker == _SIZE and not saved.is_new and saved.state is None
         return is_size and len(saved.args) == 1 and equals(saved.args[0], tuple(real), depth + 1)
+    saved = plain(saved)
     if isinstance(real, set):
         named = saved.args[0] if isinstance(saved, Made) and saved.maker == _SET and len(saved.args) == 1 else None
         return isinstance(named, list) and len(named) == len(real) and all(isinstance(n, str) and n in real for n in named)
@@ -54,9 +60,27 @@ def equals(saved: Any, real: Any, depth: int = 0) -> bool:
 
 
 def plain(saved: Any) -> Any:
-    """Return a saved ``torch.Size`` as a tuple, and everything else as it is."""
+    """Return a saved ``torch.Size`` as a tuple, numbers of NumPy as Python's, and everything else as it is."""
+    if isinstance(saved, tuple) and not isinstance(saved, Global):
+        return tuple(_number(part) for part in saved)
     is_size = isinstance(saved, Made) and saved.maker == _SIZE and not saved.is_new and len(saved.args) == 1
-    return saved.args[0] if is_size else saved
+    return saved.args[0] if is_size else _number(saved)
+
+
+def _number(saved: Any) -> Any:
+    """Return a number of NumPy, such as ``np.prod`` gives, as one of Python's."""
+    if not isinstance(saved, Made) or saved.maker not in _SCALARS or saved.is_new or len(saved.args) != 2:
+        return saved
+    dtype, content = saved.args
+    is_known = isinstance(dtype, Made) and dtype.maker == _DTYPE and isinstance(content, Made) and content.maker == _ENCODE
+    code = _CODES.get(str(dtype.args[0])[:2]) if is_known and dtype.args and isinstance(dtype.args[0], str) else None
+    is_little = code is not None and isinstance(dtype.state, tuple) and dtype.state[1:2] == ("<",)
+    if not is_little or len(content.args) != 2 or content.args[1] != "latin1" or not isinstance(content.args[0], str):
+        return saved
+    try:
+        return struct.unpack(f"<{code}", content.args[0].encode("latin1"))[0]
+    except (struct.error, UnicodeEncodeError):
+        return saved
 
 
 def in_words(value: Any) -> str:
