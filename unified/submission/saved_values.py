@@ -61,10 +61,12 @@ def equals(saved: Any, real: Any, depth: int = 0) -> bool:
 
 def plain(saved: Any) -> Any:
     """Return a saved ``torch.Size`` as a tuple, numbers of NumPy as Python's, and everything else as it is."""
+    if isinstance(saved, Made):
+        is_size = saved.maker == _SIZE and not saved.is_new and len(saved.args) == 1
+        return saved.args[0] if is_size else _number(saved)
     if isinstance(saved, tuple) and not isinstance(saved, Global):
         return tuple(_number(part) for part in saved)
-    is_size = isinstance(saved, Made) and saved.maker == _SIZE and not saved.is_new and len(saved.args) == 1
-    return saved.args[0] if is_size else _number(saved)
+    return saved
 
 
 def _number(saved: Any) -> Any:
