@@ -28,6 +28,7 @@ from unified.quantities import seconds_text
 from unified.read_limits import ReadLimits, apply_limits
 from unified.reports import receive
 from unified.sandbox import confine, reading_confinement
+from unified.tensor_files import remove_unfinished
 
 #: Imported by a child for a job that needs them, and from then on by this process, so that the next child has them.
 _LARGE_MODULES = ("datasets", "transformers")
@@ -71,6 +72,11 @@ def _answer_in_child(request: Request, num_threads: int) -> Answer:
     with contextlib.suppress(ProcessLookupError):
         if is_late:
             os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    if isinstance(
+        request, Inspect
+    ):  # one that was killed has cleared nothing away; until it is collected its number is its own
+        remove_unfinished(request.cache, pid)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if said is None:
         return _refused(request, _why_it_ended(code, limits, timed_out=is_late))

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import pickletools
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -27,6 +28,20 @@ _MAX_PICKLE_BYTES = 16 << 20  #: of the structure of a ``.pt``, its tensors asid
 _PUTS = frozenset({"BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"})
 _GETS = frozenset({"BINGET", "LONG_BINGET", "GET"})
 _CONTAINERS = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "EMPTY_DICT", "DICT", "EMPTY_SET"})
+
+
+def unfinished_prefix(pid: int) -> str:
+    """Return how the names begin of what a process is still writing to a folder of converted data."""
+    return f"unfinished-{pid}-"
+
+
+def remove_unfinished(folder: Path, pid: int) -> None:
+    """Remove what a process that is gone has left unfinished in a folder of converted data."""
+    for path in folder.glob(f"{unfinished_prefix(pid)}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def is_legacy(path: Path) -> bool:
@@ -73,7 +88,7 @@ def write_tensors(path: Path, inputs: Inputs, targets: torch.Tensor, metadata: M
         storages.add(dense.untyped_storage().data_ptr())
     order = {_INPUT_ORDER: json.dumps(list(inputs))} if isinstance(inputs, dict) else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=unfinished_prefix(os.getpid()), suffix=".partial")
     os.close(handle)
     try:
         save_file(tensors, temporary, metadata={**metadata, **order})

@@ -12,6 +12,7 @@ import torch
 
 from tests.hostile.children import in_children
 from tests.hostile.forged_files import little_memory, write_pt
+from tests.reading import plain_job, read
 from tests.unit.dataset_cases import write_tokenizer
 from unified import sandbox
 from unified.admission import DatasetRef
@@ -19,6 +20,7 @@ from unified.dataset_files import reference
 from unified.datasets import load_tensors
 from unified.errors import InvalidSubmission
 from unified.job_parts import ColumnSpec
+from unified.read_limits import ReadLimits
 
 COLUMNS = ColumnSpec(inputs="x", targets="y")
 ROW = b'{"x": 1.0, "y": 1}\n'
@@ -114,3 +116,14 @@ def test_equal_data_in_a_folder_that_a_reader_may_not_open_does_not_stop_it(tmp_
         return f"{ref.path.parent.name} {len(load_tensors(ref))}"
 
     assert list(in_children(1, read)) == ["mine 2"]
+
+
+def test_a_reader_that_is_ended_leaves_nothing_half_written(nursery, tmp_path):
+    folder = plain_job(tmp_path / "job")
+    fields = json.loads((folder / "job.json").read_text())
+    fields["data"] = {"train": "wide.csv", "columns": {"inputs": "x", "targets": "y"}}
+    (folder / "job.json").write_text(json.dumps(fields))
+    (folder / "wide.csv").write_text("x," * 60_000 + "y\n" + "1," * 60_000 + "1\n")
+    (found,) = read(nursery, folder, limits=ReadLimits(cpu_seconds=2))
+    assert [problem.code for problem in found.problems] == ["E-LIMIT"]
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.name != "known"] == []
