@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from unified.dataset_problems import (
 )
 from unified.dataset_recipe import TABLE_SUFFIXES, Columns, Conventions, Recipe
 from unified.errors import InvalidSubmission
-from unified.tensor_files import SUFFIXES, content_key, is_legacy, map_tensors, read_metadata, write_tensors
+from unified.tensor_files import SUFFIXES, content_key, is_legacy, map_tensors, read_metadata, unfinished_prefix, write_tensors
 
 #: Part of the name of every converted file: to be raised when a conversion gives other tensors than before.
 _CONVERSION = "unified conversion 1"
@@ -175,7 +176,7 @@ def _converted(recipe: Recipe, cache_dir: Path, index: DatasetIndex) -> Path:
         from unified.dataset_huggingface import convert as convert_table
 
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
+        with tempfile.TemporaryDirectory(dir=cache_dir, prefix=unfinished_prefix(os.getpid())) as scratch:
             return convert_table(recipe, Path(scratch))
 
     return _cached(cache_dir / f"{_recipe_digest(recipe, index)}.safetensors", convert, index)

@@ -5,6 +5,7 @@ Nothing here reaches the network, and no code of a dataset or of a tokenizer is 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from pathlib import Path
 import datasets
 import huggingface_hub.constants
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
+from datasets.table import table_cast
 
 from unified.dataset_columns import check_columns, input_tensors, target_tensor
 from unified.dataset_problems import READ_ERRORS, Inputs, reason, refusal
@@ -60,12 +63,35 @@ def _open(recipe: Recipe, scratch: Path) -> datasets.Dataset:
     try:
         if suffix in (".csv", ".tsv"):
             return _open_table(source, recipe.columns, "," if suffix == ".csv" else "\t")
-        read = datasets.Dataset.from_parquet if suffix == ".parquet" else datasets.Dataset.from_json
-        return read(str(source), cache_dir=str(scratch))
+        if suffix == ".parquet":
+            return _open_parquet(source, recipe.columns)
+        _refuse_other_than_text(source)
+        return datasets.Dataset.from_json(str(source), cache_dir=str(scratch))
     except (datasets.exceptions.DatasetsError, csv.Error, *READ_ERRORS) as error:
         given = reason(error.__cause__ or error)
         remedy = "check that the file is whole and that its name ends as its format does"
         raise refusal(f"a {suffix[1:]} file with a table", given, remedy) from None
+
+
+def _open_parquet(path: Path, columns: Columns) -> datasets.Dataset:
+    """Read the columns of a Parquet file that are needed, into memory, which is limited where a disk is not.
+
+    A few bytes of such a file may stand for billions of rows.
+    """
+    with pq.ParquetFile(path, memory_map=True) as file:
+        names = column_names(columns)
+        table = file.read(columns=names if set(names) <= set(file.schema_arrow.names) else None)
+    return datasets.Dataset(table_cast(table, datasets.Features.from_arrow_schema(table.schema).arrow_schema))
+
+
+def _refuse_other_than_text(path: Path) -> None:
+    """Refuse a file that the library would unpack, and a path that it would take for the pattern of several files."""
+    if "::" in str(path) or any(mark in str(path) for mark in "*?["):
+        raise refusal("a path without any of * ? [ ::", repr(str(path)), "rename the file or its folder")
+    with path.open("rb") as file:
+        start = file.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()
+    if start[:1] not in (b"{", b"["):
+        raise refusal("JSON as plain text", "something else", "unpack it, and write an object in each line, or a list of them")
 
 
 def _open_table(path: Path, columns: Columns, separator: str) -> datasets.Dataset:

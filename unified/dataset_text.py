@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         given = "one with code of its own (auto_map), which is never run"
         remedy = "convert it: save a fast tokenizer (tokenizer.json) of a class that transformers has"
         raise refusal("a tokenizer that transformers itself knows", given, remedy, field=_FIELD)
+    for place in _outside_files(folder):
+        raise refusal("settings that name no file elsewhere", place, "remove it from the settings", field=_FIELD)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except READ_ERRORS as error:
@@ -80,6 +83,32 @@ def _needs_code(folder: Path) -> bool:
         if auto_map and (name == "tokenizer_config.json" or "AutoTokenizer" in auto_map):
             return True
     return False
+
+
+def _outside_files(folder: Path) -> Iterator[str]:
+    """Yield what in the tokenizer's settings names a file out of its folder, which some kinds of tokenizers would read."""
+    home = folder.resolve()
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json"):
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        for place, text in _texts(content, name):
+            # relative to where the process is, as the library would take it; not all text fits a path
+            if os.path.isfile(text) and not Path(text).resolve().is_relative_to(home):  # noqa: PTH113
+                yield f"{place[:80]} = {text[:100]!r}"
+
+
+def _texts(value: object, place: str) -> Iterator[tuple[str, str]]:
+    waiting = [(place, value)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, str):
+            yield place, value
+        elif isinstance(value, dict):
+            waiting += [(f"{place}.{key}", inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(place, inner) for inner in value]
 
 
 def _longest(dataset: datasets.Dataset, names: list[str], tokenizer: PreTrainedTokenizerBase) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from unified import inspection
+from unified.admission import ModelForm, ModelRef, Submission
 from unified.errors import Problem, ReportError
 from unified.messages import Inspect, Inspected, StepsTimed, TimeSteps
 from unified.parent_death import die_with_parent
@@ -27,6 +28,7 @@ from unified.quantities import seconds_text
 from unified.read_limits import ReadLimits, apply_limits
 from unified.reports import receive
 from unified.sandbox import confine, reading_confinement
+from unified.tensor_files import remove_unfinished
 
 #: Imported by a child for a job that needs them, and from then on by this process, so that the next child has them.
 _LARGE_MODULES = ("datasets", "transformers")
@@ -66,12 +68,17 @@ def _answer_in_child(request: Request, num_threads: int) -> Answer:
     sender.close()
     with receiver:
         is_late = not receiver.poll(limits.wall_seconds)
-        said = () if is_late else _hear(receiver)
+        said = None if is_late else _hear(receiver, request)
     with contextlib.suppress(ProcessLookupError):
         if is_late:
             os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    if isinstance(
+        request, Inspect
+    ):  # one that was killed has cleared nothing away; until it is collected its number is its own
+        remove_unfinished(request.cache, pid)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if not said:
+    if said is None:
         return _refused(request, _why_it_ended(code, limits, timed_out=is_late))
     answer, imported = said
     for name in _LARGE_MODULES:
@@ -80,12 +87,28 @@ def _answer_in_child(request: Request, num_threads: int) -> Answer:
     return answer
 
 
-def _hear(receiver: Connection) -> tuple[Any, ...]:
-    """Return what the child sent, nothing if it died before or somebody's code in it sent what is no answer."""
+def _hear(receiver: Connection, request: Request) -> tuple[Answer, list[str]] | None:
+    """Return what the child sent, None if it died before or somebody's code in it sent what is no answer."""
     try:
-        return receive(receiver, tuple)
+        match receive(receiver, tuple):
+            case (StepsTimed() as answer, list(imported)) if isinstance(request, TimeSteps):
+                return answer, imported
+            case ((_, *_) as answer, list(imported)) if isinstance(request, Inspect) and _can_be_found(answer, request):
+                return answer, imported
     except (EOFError, OSError, ReportError):
-        return ()
+        pass
+    return None
+
+
+def _can_be_found(answer: tuple[Any, ...], request: Inspect) -> bool:
+    """Whether reading a job may have this answer.
+
+    A pickled object of the Python API's own caller is loaded in a process that others share, so no other job may pass for one.
+    """
+    if not all(isinstance(each, Inspected) and isinstance(each.submission, Submission | None) for each in answer):
+        return False
+    models = [each.submission.model for each in answer if each.submission is not None]
+    return all(isinstance(model, ModelRef) and (request.staged or model.form is not ModelForm.OBJECT) for model in models)
 
 
 def _why_it_ended(code: int, limits: ReadLimits, *, timed_out: bool) -> tuple[str, str, str]:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import pickle
+import pickletools
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -21,6 +23,25 @@ SUFFIXES = (".pt", ".pth", ".safetensors")
 
 #: Metadata key under which the order of several inputs is kept, which the format itself does not keep.
 _INPUT_ORDER = "input_order"
+
+_MAX_PICKLE_BYTES = 16 << 20  #: of the structure of a ``.pt``, its tensors aside
+_PUTS = frozenset({"BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"})
+_GETS = frozenset({"BINGET", "LONG_BINGET", "GET"})
+_CONTAINERS = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "EMPTY_DICT", "DICT", "EMPTY_SET"})
+
+
+def unfinished_prefix(pid: int) -> str:
+    """Return how the names begin of what a process is still writing to a folder of converted data."""
+    return f"unfinished-{pid}-"
+
+
+def remove_unfinished(folder: Path, pid: int) -> None:
+    """Remove what a process that is gone has left unfinished in a folder of converted data."""
+    for path in folder.glob(f"{unfinished_prefix(pid)}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def is_legacy(path: Path) -> bool:
@@ -41,7 +62,7 @@ def map_tensors(path: Path) -> tuple[Inputs, torch.Tensor]:
         return _map_safetensors(path)
     legacy = is_legacy(path)
     if not legacy:
-        _refuse_compressed(path)
+        _refuse_bombs(path)
     return _as_pair(_load_pt(path, mapped=not legacy))
 
 
@@ -67,7 +88,7 @@ def write_tensors(path: Path, inputs: Inputs, targets: torch.Tensor, metadata: M
         storages.add(dense.untyped_storage().data_ptr())
     order = {_INPUT_ORDER: json.dumps(list(inputs))} if isinstance(inputs, dict) else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=unfinished_prefix(os.getpid()), suffix=".partial")
     os.close(handle)
     try:
         save_file(tensors, temporary, metadata={**metadata, **order})
@@ -107,17 +128,41 @@ def _map_safetensors(path: Path) -> tuple[Inputs, torch.Tensor]:
     return {name: several[name] for name in names}, targets
 
 
-def _refuse_compressed(path: Path) -> None:
-    """Refuse an archive with compressed parts: it cannot be mapped, and may be a bomb."""
+def _refuse_bombs(path: Path) -> None:
+    """Refuse an archive with compressed parts, which cannot be mapped, and one whose structure would be endless."""
+    remedy = "save it again with torch.save((inputs, targets), path)"
     try:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
+            if any(p.compress_type != zipfile.ZIP_STORED or p.file_size != p.compress_size for p in parts):
+                raise refusal(
+                    "an uncompressed archive", "compressed parts", "write it with torch.save, which does not compress"
+                )
+            structures = [part for part in parts if part.filename.lower().endswith(".pkl")]
+            if sum(part.file_size for part in structures) > _MAX_PICKLE_BYTES:
+                raise refusal("a file of tensors only", f"a structure of over {_MAX_PICKLE_BYTES} bytes", remedy)
+            repeats = any(_repeats_containers(archive.read(part)) for part in structures)
     except (zipfile.BadZipFile, *READ_ERRORS) as error:
-        remedy = "save it again with torch.save((inputs, targets), path)"
         raise refusal("a whole file written by torch.save", reason(error), remedy) from None
-    if any(p.compress_type != zipfile.ZIP_STORED or p.file_size != p.compress_size for p in parts):
-        remedy = "write it with torch.save, which does not compress"
-        raise refusal("an uncompressed archive", "compressed parts", remedy)
+    if repeats:
+        raise refusal("a file of tensors only", "a tuple, list or dict that stands in several places", remedy)
+
+
+def _repeats_containers(content: bytes) -> bool:
+    """Whether a pickle uses a container again: one of itself twice, many times over, has more parts than can be counted."""
+    made, num_kept = "", 0
+    containers: set[object] = set()
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name in _PUTS:
+            index = num_kept if operation.name == "MEMOIZE" else argument
+            num_kept += 1
+            if made in _CONTAINERS:
+                containers.add(index)
+            continue
+        made = operation.name
+        if made in _GETS and argument in containers:
+            return True
+    return False
 
 
 def _load_pt(path: Path, *, mapped: bool) -> object:

@@ -74,6 +74,21 @@ def mapping_of(value: bytes) -> bytes:
     return b"\x80\x02}" + text("weight") + value + b"s."
 
 
+def tensor_of(*, kind: bytes = b"ctorch\nFloatStorage\n", numel: bytes = b"K\x01", shape: bytes = b"K\x01\x85") -> bytes:
+    """Return the operations that push a tensor of one storage, what is said of it being pushed by those given."""
+    storage = b"(" + text("storage") + kind + text("0") + text("cpu") + numel + b"tQ"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00" + shape + shape + b"\x89ccollections\nOrderedDict\n)RtR"
+
+
+def whole_linear_with(attribute: str, value: bytes) -> bytes:
+    """Return a pickle of a Linear without weights that has one attribute more, of what the operations ``value`` push."""
+    parameters = b"}" + text("weight") + b"Ns" + text("bias") + b"Ns"
+    attributes = {"_modules": b"}", "_parameters": parameters, "_buffers": b"}", "training": b"\x88", attribute: value}
+    sizes = {"in_features": b"K\x03", "out_features": b"K\x02"}
+    state = b"}" + b"".join(text(name) + content + b"s" for name, content in (sizes | attributes).items())
+    return b"\x80\x02ctorch.nn.modules.linear\nLinear\n)\x81" + state + b"b."
+
+
 def linear_with(attribute: str, value: bytes) -> bytes:
     """Return a pickle of a Linear that has nothing but one attribute, of what the operations ``value`` push."""
     state = b"}" + text(attribute) + value + b"s"

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 
 import unified
 from tests.hostile.archives import Parts
-from tests.reading import plain_job, read
+from tests.reading import plain_job, read, write_job
 from unified.cli import main
 from unified.errors import InvalidSubmission
 from unified.submission.models import load_unchanged, recognise
@@ -130,3 +131,38 @@ def test_infinite_rates_from_python_are_refused(rate):
             epochs=1,
             batch_size=4,
         )
+
+
+FORGERIES = {
+    "an object of the caller's own": """
+        model = replace(answer[0].submission.model, form=ModelForm.OBJECT)
+        answer = (replace(answer[0], submission=replace(answer[0].submission, model=model)),)
+    """,
+    "another record": "answer = (answer[0].submission,)",
+    "no records": "answer, imported = 3, 4",
+}
+
+
+class Forges:
+    """Unpickling it makes the process that reads the job send another answer."""
+
+    def __init__(self, forgery: str) -> None:
+        self.forgery = textwrap.dedent(forgery).strip()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        lines = ["import pickle", "from dataclasses import replace", "from unified import inspector"]
+        lines += ["from unified.admission import ModelForm", "class Forger:", "    def dumps(said):"]
+        lines += ["        answer, imported = said", *(f"        {line}" for line in self.forgery.splitlines())]
+        lines += ["        return pickle.dumps((answer, imported))", "inspector.pickle = Forger"]
+        return exec, ("\n".join(lines), {})
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_trusted_code_cannot_change_what_its_job_is_taken_for(nursery, good, tmp_path, forgery):
+    model = nn.Linear(4, 3)
+    model.payload = Forges(FORGERIES[forgery])
+    folder = write_job(tmp_path / "job", model, torch.randn(8, 4), torch.arange(8) % 3, form="pickle")
+    found, after = read(nursery, folder, good, trust=True)
+    assert [problem.code for problem in found.problems] == ["E-CRASH"]
+    assert found.submission is None
+    assert after.submission is not None, "the inspector goes on"

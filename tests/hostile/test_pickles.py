@@ -17,7 +17,17 @@ import pytest
 import torch
 from torch import nn
 
-from tests.hostile.forged_files import linear_with, load, mapping_of, refusal, rewritten, text, write_pt
+from tests.hostile.forged_files import (
+    linear_with,
+    load,
+    mapping_of,
+    refusal,
+    rewritten,
+    tensor_of,
+    text,
+    whole_linear_with,
+    write_pt,
+)
 from unified.errors import InvalidSubmission
 
 LAYERS = {"layers": [{"name": "Linear", "in_features": 3, "out_features": 2}]}
@@ -81,6 +91,8 @@ CHANGES: dict[str, tuple[Callable[[nn.Sequential], object], str]] = {
     "backward hook": (lambda m: m.register_full_backward_hook(print), "_backward_hooks"),
     "state-dict hook": (lambda m: m._register_state_dict_hook(print), "_state_dict_hooks"),
     "cycle": (lambda m: m._modules.update({"2": m}), "2"),
+    "child of no name": (lambda m: m._modules.update({"": nn.ReLU()}), "the module"),
+    "child called as a grandchild": (lambda m: m._modules.update({"0.a": nn.ReLU()}), "0.a"),
     "child called forward": (lambda m: m._modules.update(forward=nn.ReLU()), "forward"),
     "child of a leaf": (lambda m: m[0].add_module("more", nn.ReLU()), "0"),
     "weight of 7": (lambda m: m[0]._parameters.update(weight=7), "0.weight"),
@@ -213,6 +225,18 @@ def test_cut_and_garbled_files_end_in_problems(tmp_path):
 #: A pair of a pair of a pair …, which would take 2^60 places written out.
 LAUGHS = b"N\x85q\x00" + b"".join(bytes([104, n, 104, n, 134, 113, n + 1]) for n in range(60))
 
+#: A dict of eight times the same dict of eight times the same dict …
+DICTS = b"}" + text("k") + b"Ns"
+for level in range(30):
+    DICTS = (
+        b"}"
+        + text("k")
+        + DICTS
+        + bytes([113, level])
+        + b"s"
+        + b"".join(text(f"{n}") + bytes([104, level, 115]) for n in range(7))
+    )
+
 PICKLES = {
     "memo bomb": b"\x80\x02" + LAUGHS + b".",
     "deep marks": b"\x80\x02" + b"(" * 1_000_000 + b".",
@@ -220,6 +244,12 @@ PICKLES = {
     "deep tuple as a size": linear_with("in_features", b"N" + b"\x85" * 100_000),
     "memo bomb as a size": linear_with("in_features", LAUGHS),
     "list within itself": mapping_of(b"]q\x00h\x00a"),
+    "memo bomb as a key": b"\x80\x02}" + LAUGHS + b"Ns.",
+    "memo bomb as a type of storage": mapping_of(tensor_of(kind=LAUGHS)),
+    "memo bomb as a length of a storage": mapping_of(tensor_of(numel=LAUGHS)),
+    "memo bomb of dicts as an attribute, not a size": whole_linear_with("extra", DICTS),
+    "dict within itself as an attribute, not a size": whole_linear_with("extra", b"}q\x00" + text("a") + b"h\x00s"),
+    "nothing of a huge shape": mapping_of(tensor_of(shape=b"(K\x00" + 2 * (b"\x8a\x08" + bytes(7) + b"\x40") + b"t")),
     "integer of many digits": mapping_of(b"\x8b" + (10_000).to_bytes(4, "little") + b"\x01" * 10_000),
     "integer of 65 bits": mapping_of(b"\x8a\x09" + b"\x01" * 9),
     "text of a length it has not": b"\x80\x02X\xff\xff\xff\x7fabc.",
@@ -241,7 +271,7 @@ PICKLES = {
 
 @pytest.mark.parametrize("case", PICKLES)
 def test_malformed_pickles_are_refused(case, tmp_path):
-    path = write_pt(tmp_path / "model.pt", PICKLES[case])
+    path = write_pt(tmp_path / "model.pt", PICKLES[case], {"data/0": bytes(4)})
     assert refusal(path, LAYERS if "size" not in case else None).code in ("E-PICKLE", "E-TENSORS", "E-CLASS", "E-DECLARED")
 
 
@@ -269,3 +299,19 @@ def test_a_foreign_class_is_named_and_never_imported(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not (tmp_path / "marker").exists()
+
+
+def test_layers_that_are_one_are_not_copied_without_end(tmp_path):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 1, 4), 1, enable_nested_tensor=False)
+    encoder.layers = nn.ModuleList([encoder.layers[0]] * 15_000)
+    encoder.num_layers = 15_000
+    assert "20000 modules" in refusal(saved(encoder, tmp_path / "model.pt")).expected
+    many = nn.Sequential(*(nn.TransformerEncoder(encoder.layers[0], 1, enable_nested_tensor=False) for _ in range(300)))
+    for each in many:
+        each.layers, each.num_layers = nn.ModuleList([encoder.layers[0]] * 10), 10
+    assert "20000 modules" in refusal(saved(many, tmp_path / "model.pt")).expected
+
+
+def test_offsets_that_a_job_hands_in_reach_no_embedding_bag(tmp_path):
+    load(saved(nn.Sequential(nn.EmbeddingBag(4, 2)), tmp_path / "model.pt"))
+    assert "offsets" in refusal(saved(nn.EmbeddingBag(4, 2), tmp_path / "model.pt")).expected

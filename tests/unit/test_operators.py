@@ -193,3 +193,13 @@ HOSTILE_CALLS = {
 def test_an_operator_that_checks_too_little_is_checked_before_it_is_called(name):
     with pytest.raises((ValueError, RuntimeError), match="expected"):
         resolve(f"aten.{name}").function(*HOSTILE_CALLS[name])
+
+
+@pytest.mark.parametrize("offsets", [[0, -(10**12), 3], [0, 10**12, 3], [0, 3, 1], [0, 1, 1]])
+def test_offsets_that_a_graph_computes_lead_to_no_memory_but_the_indices(offsets):
+    table, indices, ordered = torch.randn(4, 8), torch.tensor([0, 1, 2]), [min(max(offset, 0), 3) for offset in offsets]
+    ordered = [max(ordered[: index + 1]) for index in range(3)]
+    for mode in (0, 1, 2):
+        found = resolve("aten.embedding_bag.default").function(table, indices, torch.tensor(offsets), False, mode)[0]
+        expected = torch.embedding_bag(table, indices, torch.tensor(ordered), False, mode)[0]
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)

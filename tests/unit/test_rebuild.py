@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ def again(model: nn.Module, path: Path) -> nn.Module:
 
 def made(name: str) -> nn.Module:
     kind: Any = LAYERS[name].kind
+    if name == "EmbeddingBag":  # alone, it would be handed its offsets
+        return nn.Sequential(nn.EmbeddingBag(5, 3))
     if name == "Transformer":
         return nn.Transformer(4, 2, 2, 1, 8, activation="gelu")
     if name in ("TransformerEncoder", "TransformerDecoder"):
@@ -86,11 +89,28 @@ ARGUMENTS = [
     nn.RNN(3, 4, nonlinearity="relu"),
     nn.MultiheadAttention(4, 2, 0.1, bias=False, add_bias_kv=True, kdim=3, vdim=5, batch_first=True),
     nn.TransformerEncoderLayer(4, 2, 8, 0.3, "gelu", 1e-3, batch_first=True, norm_first=True, bias=False),
-    nn.EmbeddingBag(5, 3, mode="max", padding_idx=2),
+    nn.Sequential(nn.EmbeddingBag(5, 3, mode="max", padding_idx=2)),
     nn.PairwiseDistance(p=3.0, keepdim=True),
     nn.Upsample(scale_factor=(2.0, 3.0), mode="bilinear", align_corners=True),
     nn.AdaptiveAvgPool2d((None, 3)),
+    nn.MaxPool2d([2, 3]),
 ]
+
+
+PLAIN = [
+    (nn.Linear(np.prod([2, 3]), np.int32(2)), nn.Linear(6, 2)),
+    (nn.Conv2d(1, 2, (np.int64(2), 3)), nn.Conv2d(1, 2, (2, 3))),
+    (nn.Dropout(np.float64(0.25)), nn.Dropout(0.25)),
+    (nn.Unflatten(1, torch.Size([2, 2])), nn.Unflatten(1, (2, 2))),
+]
+
+
+@pytest.mark.parametrize("index", range(len(PLAIN)))
+def test_numbers_of_numpy_and_sizes_are_as_good_as_plain_ones(index, tmp_path):
+    model, expected = PLAIN[index]
+    rebuilt = again(model, tmp_path / "model.pt")
+    assert repr(rebuilt) == repr(expected)
+    assert_same_tensors(model, rebuilt)
 
 
 @pytest.mark.parametrize("index", range(len(ARGUMENTS)))

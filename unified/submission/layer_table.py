@@ -246,4 +246,4 @@ _CHECKS = {
 
 
 def _is_tuple(value: Any, check: Any) -> bool:
-    return isinstance(value, tuple) and 0 < len(value) <= MAX_ITEMS and all(check(item) for item in value)
+    return isinstance(value, tuple | list) and 0 < len(value) <= MAX_ITEMS and all(check(item) for item in value)

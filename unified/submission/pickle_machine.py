@@ -176,8 +176,10 @@ class _Machine:
             target.items += pairs
             return
         for key, value in pairs:
-            if not isinstance(key, str | int | float | None) or key in target:
-                raise _malformed("plain keys, each once", f"{str(key)[:80]!r}")
+            if not isinstance(key, str | int | float | None):  # not shown: written out, it may be of any length
+                raise _malformed("plain keys, each once", f"a {type(key).__name__}")
+            if key in target:
+                raise _malformed("plain keys, each once", f"{str(key)[:80]!r} twice")
             target[key] = value
 
 

@@ -38,6 +38,7 @@ _SAVED = "write it with model.save_pretrained(folder)"
 #: Keys that would run code or fetch something, with the values that do no harm.
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "auto_map": (None,),
+    "attribute_map": (None,),  # gives keys other names
     "quantization_config": (None,),
     "compression_config": (None,),
     "custom_generate": (None,),
@@ -60,6 +61,7 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
 _COUNTS = ("num_", "layer", "depth")
 _MAX_COUNT = 1 << 20
 _MAX_NUMBER = 1 << 31
+_MAX_CONFIGS_DEPTH = 8
 #: Kinds of models that are made by another library, from a name that may lead anywhere.
 _WRAPPERS = frozenset({"timm_wrapper", "timm_backbone"})
 
@@ -251,7 +253,24 @@ def _class(config: Mapping[str, Any], name: str | None) -> tuple[Any, Any]:
     configuration = _configuration(CONFIG_MAPPING[kind_name], config)
     if kind.config_class is None or not isinstance(configuration, kind.config_class):
         raise _bad("E-DECLARED", field, f"a class for {kind_name!r}", describe(wanted), "correct it")
+    faults = list(_config_faults(_made(configuration), CONFIG))
+    if faults:
+        raise RefusedModelError(faults[:MAX_FAULTS])
     return kind, configuration
+
+
+def _made(configuration: Any, depth: int = 0) -> dict[str, Any]:
+    """Return what a configuration came to: what a file says may be renamed, and what it leaves out has a default."""
+    from transformers import PretrainedConfig, TimmWrapperConfig
+
+    found: dict[str, Any] = {}
+    for key, value in vars(configuration).items():
+        if isinstance(value, PretrainedConfig) and depth < _MAX_CONFIGS_DEPTH:
+            found[key] = _made(value, depth + 1)
+        elif isinstance(value, str | None):
+            found[key] = value
+    # some kinds are made by another library under a name of their own
+    return found | {"model_type": "timm_wrapper" if isinstance(configuration, TimmWrapperConfig) else configuration.model_type}
 
 
 def _configuration(kind: Any, config: Mapping[str, Any]) -> Any:

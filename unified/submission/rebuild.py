@@ -25,6 +25,7 @@ from unified.submission.torch_file import TorchFile
 
 MAX_DEPTH = 30
 MAX_MODULES = 20_000
+_PARTS_OF_LAYER = 10  #: modules in a layer of a transformer
 
 _REMEDY = "export it where it is defined, with unified.export(model, example_inputs, path), or pass --trust if it is your own"
 
@@ -68,6 +69,9 @@ def rebuild(file: TorchFile, path: Path, *, finite: bool = True) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to whoever constructed it first
         root = builder.module(file.root, "", None)
+        if isinstance(root, nn.EmbeddingBag):  # in a Sequential it gets indices alone
+            expected = "a module that makes the offsets of its EmbeddingBag itself, which reads wherever they lead"
+            raise builder.bad("", expected, "an EmbeddingBag that gets them with its inputs")
         builder.tensors.check_overlaps()
         return root.train().to("cpu")  # recurrent networks keep lists of their parameters, which this renews
 
@@ -84,15 +88,16 @@ class _Builder:
         self._parameters: dict[int, nn.Parameter] = {}
         self._owners: dict[int, int] = {}
         self._training: bool | None = None
+        self._num_copied = 0
 
     def module(self, made: Any, path: str, parent: type[nn.Module] | None) -> nn.Module:
         """Return the module that ``made`` describes."""
         if id(made) in self._open or path.count(".") > MAX_DEPTH:
-            raise self._bad(path, "a tree of modules", "one that contains itself, or is too deep")
+            raise self.bad(path, "a tree of modules", "one that contains itself, or is too deep")
         if id(made) in self._modules:
             return self._modules[id(made)]
         if len(self._modules) >= MAX_MODULES:
-            raise self._bad(path, f"at most {MAX_MODULES} modules", "more")
+            raise self.bad(path, f"at most {MAX_MODULES} modules", "more")
         layer, attributes = self._layer(made, path, parent)
         self._open.add(id(made))
         children = {
@@ -111,12 +116,12 @@ class _Builder:
         layer = BY_PLACE.get(made.maker) if isinstance(made, Made) and made.is_new and not made.args else None
         if layer is None or made.items:
             given = f"a {made.maker}" if isinstance(made, Made) else f"a {type(made).__name__}"
-            raise self._bad(path, "a module of an accepted class of torch.nn", given)
+            raise self.bad(path, "a module of an accepted class of torch.nn", given)
         if layer.kind is nn.ModuleList and parent not in (nn.TransformerEncoder, nn.TransformerDecoder):
-            raise self._bad(path, "a module with a forward", "a ModuleList, which has none")
+            raise self.bad(path, "a module with a forward", "a ModuleList, which has none")
         attributes = mapping(made.state)
         if attributes is None:
-            raise self._bad(path, "a module with its attributes", "one without")
+            raise self.bad(path, "a module with its attributes", "one without")
         return layer, attributes
 
     def _construct(
@@ -124,19 +129,23 @@ class _Builder:
     ) -> nn.Module:
         """Make the module without memory: its sizes may be anything."""
         parameters = self._dict(attributes, "_parameters", path)
+        self._num_copied += len(children)  # a stack's constructor copies its layers, though they all be one
+        self._num_copied += _num_layers(children) * _PARTS_OF_LAYER
+        if self._num_copied > MAX_MODULES:
+            raise self.bad(path, f"at most {MAX_MODULES} modules", "more")
         try:
             positional, arguments = constructor_arguments(layer, attributes, parameters, children)
         except ValueError as error:
-            raise self._bad(path, f"what a {layer.kind.__name__} is made of", str(error)) from error
+            raise self.bad(path, f"what a {layer.kind.__name__} is made of", str(error)) from error
         if issubclass(layer.kind, nn.RNNBase) and arguments["num_layers"] > len(parameters):
             place = self._child(path, "num_layers")
-            raise self._bad(place, "as many layers as there are weights of", str(arguments["num_layers"]))
+            raise self.bad(place, "as many layers as there are weights of", str(arguments["num_layers"]))
         try:
             with torch.device("meta"):
                 return layer.kind(*positional, **arguments)
         except Exception as error:  # PyTorch's constructors refuse with errors of any kind, asserts among them
             given = f"{in_words(arguments)}: {type(error).__name__}: {' '.join(str(error).split())[:150]}"
-            raise self._bad(path, f"arguments that {layer.kind.__name__} takes", given) from error
+            raise self.bad(path, f"arguments that {layer.kind.__name__} takes", given) from error
 
     def _check_attributes(self, built: nn.Module, attributes: Mapping[Any, Any], path: str) -> None:
         """Refuse what the constructor would not have made."""
@@ -158,15 +167,15 @@ class _Builder:
     def _attach(self, built: nn.Module, children: Mapping[str, nn.Module | None], path: str) -> None:
         if isinstance(built, _CONTAINERS):
             for index, (name, child) in enumerate(children.items()):
-                is_taken = not name.isprintable() or name.startswith("__") or hasattr(built, name)
+                is_taken = not name or "." in name or not name.isprintable() or name.startswith("__") or hasattr(built, name)
                 if child is None or is_taken or (isinstance(built, nn.ModuleList) and name != str(index)):
-                    raise self._bad(self._child(path, name[:80]), "a module under a name of its own", in_words(name))
+                    raise self.bad(self._child(path, name[:80]), "a module under a name of its own", in_words(name))
                 built.register_module(name, child)
             return
         expected = {name: type(child) for name, child in built.named_children()}
         given = {name: type(child) for name, child in children.items()}
         if expected != given:
-            raise self._bad(path, f"the submodules {in_words(expected)}", in_words(given))
+            raise self.bad(path, f"the submodules {in_words(expected)}", in_words(given))
         built._modules.update(children)
 
     def _fill(self, built: nn.Module, attributes: Mapping[Any, Any], path: str) -> None:
@@ -174,13 +183,13 @@ class _Builder:
         parameters, buffers = self._dict(attributes, "_parameters", path), self._dict(attributes, "_buffers", path)
         for kind, saved, own in (("parameter", parameters, built._parameters), ("buffer", buffers, built._buffers)):
             if saved.keys() != own.keys():
-                raise self._bad(path, f"the {kind}s {sorted(own)}", in_words(sorted(map(str, saved))))
+                raise self.bad(path, f"the {kind}s {sorted(own)}", in_words(sorted(map(str, saved))))
             for name, described in saved.items():
                 place = self._child(path, name)
                 room = own[name]
                 if described is None or room is None:
                     if described is not room:
-                        raise self._bad(place, f"a {kind}" if room is not None else "none", in_words(described))
+                        raise self.bad(place, f"a {kind}" if room is not None else "none", in_words(described))
                     continue
                 filled = self._parameter(described, place) if kind == "parameter" else self._buffer(described, place)
                 self._check_room(room, filled, place)
@@ -188,19 +197,19 @@ class _Builder:
         flat = attributes.get("_flat_weights")
         names = getattr(built, "_flat_weights_names", None)
         if "_flat_weights" in attributes and (names is None or flat != [parameters.get(name) for name in names]):
-            raise self._bad(self._child(path, "_flat_weights"), "the module's own parameters", in_words(flat))
+            raise self.bad(self._child(path, "_flat_weights"), "the module's own parameters", in_words(flat))
 
     def _parameter(self, described: Any, place: str) -> nn.Parameter:
         if id(described) in self._parameters:
             return self._parameters[id(described)]
         if not is_parameter(described):
-            raise self._bad(place, "a parameter", in_words(described))
+            raise self.bad(place, "a parameter", in_words(described))
         data, requires_grad = parameter_data(place, described)
         tensor = self.tensors.tensor(place, data)
         if self._owners.setdefault(id(tensor), id(described)) != id(described):
-            raise self._bad(place, "a parameter with memory of its own, or one under two names", "two over the same memory")
+            raise self.bad(place, "a parameter with memory of its own, or one under two names", "two over the same memory")
         if not tensor.is_floating_point():
-            raise self._bad(place, "a floating-point parameter", str(tensor.dtype))
+            raise self.bad(place, "a floating-point parameter", str(tensor.dtype))
         if self._finite:
             check_finite(place, tensor)
         parameter = nn.Parameter(tensor, requires_grad=requires_grad)
@@ -211,7 +220,7 @@ class _Builder:
         if is_parameter(described) or (
             isinstance(described, Made) and len(described.args) > 4 and described.args[4] is not False
         ):
-            raise self._bad(place, "a buffer, which is not trained", "a tensor that requires a gradient")
+            raise self.bad(place, "a buffer, which is not trained", "a tensor that requires a gradient")
         return self.tensors.tensor(place, described)
 
     def _check_room(self, room: torch.Tensor, filled: torch.Tensor, place: str) -> None:
@@ -223,7 +232,7 @@ class _Builder:
     def _dict(self, attributes: Mapping[Any, Any], name: str, path: str) -> dict[str, Any]:
         found = mapping(attributes.get(name))
         if found is None or not all(isinstance(key, str) for key in found):
-            raise self._bad(self._child(path, name), "a dict by name", in_words(attributes.get(name)))
+            raise self.bad(self._child(path, name), "a dict by name", in_words(attributes.get(name)))
         return found
 
     @staticmethod
@@ -236,5 +245,12 @@ class _Builder:
     def _fault(self, path: str, expected: str, given: str) -> Fault:
         return Fault(code="E-CLASS", field=self._where(path), expected=expected, given=given, remedy=_REMEDY)
 
-    def _bad(self, path: str, expected: str, given: str) -> RefusedModelError:
+    def bad(self, path: str, expected: str, given: str) -> RefusedModelError:
+        """Return the error for a module that is not accepted."""
         return RefusedModelError([self._fault(path, expected, given)])
+
+
+def _num_layers(children: Mapping[str, nn.Module | None]) -> int:
+    """Return how many layers a transformer, or a stack of one, has: one counts as often as it is in there."""
+    stacks = [children.get("layers"), *(getattr(children.get(name), "layers", None) for name in ("encoder", "decoder"))]
+    return sum(len(layers) for layers in stacks if isinstance(layers, nn.ModuleList))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import types
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,6 +18,10 @@ MAX_SHOWN = 100
 
 _SET = Global("__builtin__", "set")
 _SIZE = Global("torch", "Size")
+_SCALARS = frozenset({Global("numpy._core.multiarray", "scalar"), Global("numpy.core.multiarray", "scalar")})
+_DTYPE = Global("numpy", "dtype")
+_ENCODE = Global("_codecs", "encode")
+_CODES = {"i8": "q", "i4": "i", "f8": "d", "f4": "f"}
 
 
 def mapping(described: Any) -> dict[Any, Any] | None:
@@ -39,6 +44,7 @@ def equals(saved: Any, real: Any, depth: int = 0) -> bool:
     if isinstance(real, torch.Size):
         is_size = isinstance(saved, Made) and saved.maker == _SIZE and not saved.is_new and saved.state is None
         return is_size and len(saved.args) == 1 and equals(saved.args[0], tuple(real), depth + 1)
+    saved = plain(saved)
     if isinstance(real, set):
         named = saved.args[0] if isinstance(saved, Made) and saved.maker == _SET and len(saved.args) == 1 else None
         return isinstance(named, list) and len(named) == len(real) and all(isinstance(n, str) and n in real for n in named)
@@ -54,13 +60,33 @@ def equals(saved: Any, real: Any, depth: int = 0) -> bool:
 
 
 def plain(saved: Any) -> Any:
-    """Return a saved ``torch.Size`` as a tuple, and everything else as it is."""
-    is_size = isinstance(saved, Made) and saved.maker == _SIZE and not saved.is_new and len(saved.args) == 1
-    return saved.args[0] if is_size else saved
+    """Return a saved ``torch.Size`` as a tuple, numbers of NumPy as Python's, and everything else as it is."""
+    if isinstance(saved, Made):
+        is_size = saved.maker == _SIZE and not saved.is_new and len(saved.args) == 1
+        return saved.args[0] if is_size else _number(saved)
+    if isinstance(saved, tuple) and not isinstance(saved, Global):
+        return tuple(_number(part) for part in saved)
+    return saved
+
+
+def _number(saved: Any) -> Any:
+    """Return a number of NumPy, such as ``np.prod`` gives, as one of Python's."""
+    if not isinstance(saved, Made) or saved.maker not in _SCALARS or saved.is_new or len(saved.args) != 2:
+        return saved
+    dtype, content = saved.args
+    is_known = isinstance(dtype, Made) and dtype.maker == _DTYPE and isinstance(content, Made) and content.maker == _ENCODE
+    code = _CODES.get(str(dtype.args[0])[:2]) if is_known and dtype.args and isinstance(dtype.args[0], str) else None
+    is_little = code is not None and isinstance(dtype.state, tuple) and dtype.state[1:2] == ("<",)
+    if not is_little or len(content.args) != 2 or content.args[1] != "latin1" or not isinstance(content.args[0], str):
+        return saved
+    try:
+        return struct.unpack(f"<{code}", content.args[0].encode("latin1"))[0]
+    except (struct.error, UnicodeEncodeError):
+        return saved
 
 
 def in_words(value: Any) -> str:
-    """Return a short text for a message."""
+    """Return a short text for a message; of containers within containers it only says that they are there."""
     if isinstance(value, Made):
         return f"a {value.maker}"
     if isinstance(value, Global):
@@ -70,14 +96,19 @@ def in_words(value: Any) -> str:
     if isinstance(value, type):
         return value.__name__
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{str(key)[:40]}: {in_words(part)}" for key, part in [*value.items()][:8])
+        inner = ", ".join(f"{str(key)[:40]}: {_inner(part)}" for key, part in [*value.items()][:8])
         return f"{{{inner}}}"[: 2 * MAX_SHOWN]
     if isinstance(value, list | tuple):
-        inner = ", ".join(in_words(part) if not isinstance(part, list | tuple | dict) else "…" for part in value[:8])
+        inner = ", ".join(_inner(part) for part in value[:8])
         return f"{'[' if isinstance(value, list) else '('}{inner}{']' if isinstance(value, list) else ')'}"[: 2 * MAX_SHOWN]
     if isinstance(value, bool | int | float | str | None):
         return repr(value[:MAX_SHOWN] if isinstance(value, str) else value)
     return f"a {type(value).__name__}"
+
+
+def _inner(part: Any) -> str:
+    # a pickle's containers may hold themselves, or each other so often that nobody could write it all out
+    return "…" if isinstance(part, list | tuple | Mapping) and not isinstance(part, Global) else in_words(part)
 
 
 def _has_plain_state(state: Any) -> bool:

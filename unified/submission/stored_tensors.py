@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -35,6 +35,7 @@ _DTYPES = {
 }
 _TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
 _PARAMETER = Global("torch._utils", "_rebuild_parameter")
+_MAX_NUMEL = 1 << 60
 ORDERED_DICT = Global("collections", "OrderedDict")
 
 
@@ -126,12 +127,13 @@ class StoredTensors:
         _, kind, key, location, numel = args
         dtype = _DTYPES.get(kind) if isinstance(kind, Global) else None
         if dtype is None:
-            raise _bad(field, f"a type of {sorted(map(str, _DTYPES.values()))}", str(kind)[:100])
+            raise _bad(field, f"a type of {sorted(map(str, _DTYPES.values()))}", _named(kind))
         if location == "meta" or key not in self._storages:
             raise _bad(field, "a storage whose data is in the file", f"one on {location[:50]!r} without data")
         size = len(self._storages[key])
         if type(numel) is not int or numel * dtype.itemsize != size or self._dtypes.setdefault(key, dtype) != dtype:
-            raise _bad(field, f"a storage of {size} bytes", f"{str(numel)[:30]} elements of {dtype}")
+            count = numel if type(numel) is int else _named(numel)
+            raise _bad(field, f"a storage of {size} bytes", f"{count} elements of {dtype}")
         return key, dtype
 
 
@@ -167,6 +169,11 @@ def check_finite(field: str, tensor: Tensor) -> None:
             raise refused("E-FINITE", field, "finite weights", given, remedy)
 
 
+def can_be_shape(shape: Sequence[int]) -> bool:
+    """Return whether PyTorch can count the elements: it multiplies the sizes though one of them be 0."""
+    return math.prod(max(size, 1) for size in shape) <= _MAX_NUMEL
+
+
 def _copy(storage: memoryview, view: View) -> Tensor:
     if 0 in view.shape:
         return torch.empty(view.shape, dtype=view.dtype)
@@ -183,7 +190,7 @@ def _copy(storage: memoryview, view: View) -> Tensor:
 def _sizes(offset: Any, shape: Any, stride: Any) -> tuple[int, tuple[int, ...], tuple[int, ...]] | None:
     if not isinstance(shape, tuple) or not isinstance(stride, tuple) or len(shape) != len(stride) or len(shape) > MAX_RANK:
         return None
-    if not all(type(number) is int and number >= 0 for number in (offset, *shape, *stride)):
+    if not all(type(number) is int and number >= 0 for number in (offset, *shape, *stride)) or not can_be_shape(shape):
         return None
     return offset, shape, stride
 
@@ -205,6 +212,8 @@ def _is_empty_dict(value: Any) -> bool:
 
 
 def _named(value: Any) -> str:
+    if isinstance(value, Global):
+        return str(value)
     return f"a {value.maker}" if isinstance(value, Made) else f"a {type(value).__name__}"
 
 

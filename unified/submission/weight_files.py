@@ -15,7 +15,7 @@ from unified.submission.pickle_machine import Made
 from unified.submission.refusal import refused
 from unified.submission.safetensors_part import read_header, read_tensor
 from unified.submission.saved_values import in_words, mapping
-from unified.submission.stored_tensors import StoredTensors
+from unified.submission.stored_tensors import StoredTensors, can_be_shape
 from unified.submission.torch_file import TorchFile, map_file
 from unified.submission.umodel_format import (
     DTYPES,
@@ -119,7 +119,7 @@ def _said(field: str, name: str, record: Any) -> tuple[str, tuple[int, ...]]:
     dtype = _BY_STORED_NAME.get(str(record.get("dtype"))) if isinstance(record, Mapping) else None
     shape = record.get("shape") if isinstance(record, Mapping) else None
     whole = isinstance(shape, list) and len(shape) <= MAX_RANK and all(type(n) is int and 0 <= n < 1 << 63 for n in shape)
-    if dtype is None or not whole:
+    if dtype is None or not whole or not can_be_shape(shape or ()):
         expected = f"a type of {sorted(_BY_STORED_NAME)} and a shape of at most {MAX_RANK} dimensions"
         raise refused("E-TENSORS", f"{field}: {name[:80]}", expected, str(record)[:100], "write the file again")
     assert isinstance(shape, list), "checked above"
