@@ -39,6 +39,10 @@ _MALLOC = {
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 
+#: Models and data come from files. Some models of ``transformers`` would fetch kernels when they first run, from people whom
+#: nobody here knows.
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
@@ -85,7 +89,7 @@ class Nursery:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = _MALLOC | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = _MALLOC | _OFFLINE | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._socket = ours
         self._process = subprocess.Popen(
             [sys.executable, "-m", "unified.nursery", str(theirs.fileno())],
