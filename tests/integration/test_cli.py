@@ -285,7 +285,8 @@ def test_inspect_tells_everything_that_is_wrong_at_once(tmp_path):
     good = describe("conv", name="bad") | {"model": "model.umodel", "data": {"train": "train.pt"}}
     (folder / "job.json").write_text(json.dumps(good | BAD_FIELDS))
     done = unified_command("inspect", folder)
-    assert (done.returncode, done.stdout) == (1, "")
+    verdicts = [line.split() for line in done.stdout.splitlines()]
+    assert (done.returncode, [words[1] for words in verdicts if "refused" in words]) == (1, ["schema", "hyperparameters"])
     lines = done.stderr.splitlines()
     assert all(line.startswith("unified: [E-") and "job 'bad'" in line for line in lines)
     for field in ("loss", "epochs", "batch_size", "optimizer.learning_rate", "clip", "metrics[0]"):

@@ -82,7 +82,7 @@ def test_a_signed_model_is_trained_and_an_unsigned_one_is_not(lab: Path, service
     assert signed.returncode == 0, signed.stderr
     served = service.begin()
     refused = unified_command("submit", lab / "unsigned", "--root", service.path, "--wait")
-    assert (refused.returncode, "E-TRUST" in refused.stderr, "unified sign" in refused.stderr) == (1, True, True), refused
+    assert (refused.returncode, "E-CLASS" in refused.stderr, "unified sign" in refused.stderr) == (1, True, True), refused
     trained = unified_command("submit", folder, "--root", service.path, "--wait")
     assert trained.returncode == 0, trained.stderr + served.said
     job = signed.stdout.strip()
