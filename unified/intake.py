@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unified.admission import Submission
+from unified.admission import DatasetRef, Submission
 from unified.errors import DoesNotFitError, InvalidSubmission, Problem, UnifiedError
 from unified.job import JobSpec
 from unified.job_state import JobState
@@ -130,7 +130,7 @@ class Intake:
         if problems:
             raise InvalidSubmission(problems)
         threads = self.folder.load_plan() if self.resume else {}
-        records = [self._record(answer, threads) for answer in answers]
+        records = [self._record(answer, threads) for answer in _with_common_files(answers)]
         self._check_fit(records)
         return records
 
@@ -169,6 +169,24 @@ class Intake:
                 for record in too_big
             ]
             raise DoesNotFitError("\n".join(lines))
+
+
+def _with_common_files(answers: Sequence[Inspected]) -> list[Inspected]:
+    """Let jobs of equal data map one file: each was read where the others' folders could not be opened."""
+    files: dict[str, Path] = {}
+
+    def common(data: DatasetRef | None) -> DatasetRef | None:
+        return None if data is None else replace(data, path=files.setdefault(data.key, data.path))
+
+    found = []
+    for answer in answers:
+        job = answer.submission
+        if job is not None:
+            train = common(job.train)
+            assert train is not None, "a job has training data"
+            job = replace(job, train=train, test=common(job.test))
+        found.append(replace(answer, submission=job))
+    return found
 
 
 def _admitted(answer: Inspected, capacity_bytes: int) -> Inspected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -200,11 +201,12 @@ class Admitter:
 
     def _read(self, rows: Sequence[JobRow], *, timeout_seconds: float) -> list[Inspected]:
         planner = self.planner
+        trusts = {row.id: trust_in(self.root.spec(row.id), row, self.config) for row in rows}
         requests = [
             Inspect(
                 folder=self.root.spec(row.id),
-                cache=self.root.cache / "datasets",
-                trust=trust_in(self.root.spec(row.id), row, self.config),
+                cache=self._cache(row, trusts[row.id]),
+                trust=trusts[row.id],
                 staged=False,
                 device_type="cpu" if planner.is_on_cpu else "cuda",
                 num_threads=1 if planner.is_on_cpu else 0,
@@ -218,6 +220,13 @@ class Admitter:
         num_processes = max(1, (os.cpu_count() or 1) // 2)  # the rest is for those who train
         reader = Reader(nursery=self.nursery, num_processes=num_processes, timeout_seconds=timeout_seconds)
         return [answers[0] for answers in reader.read(requests)]  # what is accepted is one job: sweeps were expanded before
+
+    def _cache(self, row: JobRow, trust: bool | str) -> Path:
+        """Return where converted data goes: code that one user has signed must not reach what is known of others' data."""
+        shared = self.root.cache / "datasets"
+        if isinstance(trust, bool):
+            return shared
+        return shared.with_name("datasets-of-signers") / hashlib.sha256(row.user.encode()).hexdigest()[:16]
 
     def _judge(self, row: JobRow, answer: Inspected) -> None:
         submission, problems = answer.submission, answer.problems
