@@ -48,6 +48,7 @@ def measure_neighbours(
     """Train a few jobs that share two workers with one that crashes, ``crashes`` times anew; return what each loss was."""
     work.mkdir(parents=True)
     options = {"slots": 2, "checkpoint-seconds": checkpoint_seconds, "scheduler": "round-robin", "trust": True}
+    options |= {"sandbox": "off"}  # the model that crashes is a class of this very checkout, where the service is started
     service = Service(root=work / "root", log=work / "serve.log", options=options, settings={"tick_seconds": 0.2})
     with serving(service) as queue, Watch(service.root) as watch:
         innocent = [queue.submit(beside, by="bench", changes={"id": f"beside-{number}"}).job.id for number in range(NUM_BESIDE)]

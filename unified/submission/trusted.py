@@ -208,6 +208,10 @@ def _reporting(path: Path, form: ModelForm, job: str | None) -> Iterator[None]:
     except (ImportError, AttributeError) as error:  # unpickling names a class or module that is not there
         given = f"one that needs what is missing here: {error}"
         raise InvalidSubmission([_problem(path, job, expected, given, _MISSING_REMEDY)]) from error
+    except PermissionError as error:
+        given = f"one that opens {error.filename}, which this process may not"
+        remedy = "install its module where the service runs; docs/queue.md says what the operating-system ring lets it open"
+        raise InvalidSubmission([_problem(path, job, expected, given, remedy)]) from error
     except (pickle.UnpicklingError, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         given = f"{type(error).__name__}: {str(error)[:300]}"
         raise InvalidSubmission([_problem(path, job, expected, given, "write the file again")]) from error
