@@ -73,9 +73,8 @@ def _answer_in_child(request: Request, num_threads: int) -> Answer:
         if is_late:
             os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    if isinstance(
-        request, Inspect
-    ):  # one that was killed has cleared nothing away; until it is collected its number is its own
+    if isinstance(request, Inspect):
+        # one that was killed has cleared nothing away; until it is collected its number is its own
         remove_unfinished(request.cache, pid)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if said is None:
