@@ -80,6 +80,13 @@ def test_a_folder_that_is_no_queue_fails_with_a_remedy(doctor, tmp_path):
     assert "unified serve --root" in out
 
 
+def test_the_ring_is_that_of_the_running_supervisor_whatever_the_settings_say(root, checks):
+    root.status.write_text(json.dumps({"time": time.time(), "slots": [], "sandbox": "off"}))
+    assert not checks()["sandbox"]["text"].startswith("off")  # nobody runs
+    with Supervisor(root):
+        assert checks()["sandbox"]["text"].startswith("off; here jobs could be")
+
+
 def test_a_running_supervisor_is_told_from_one_that_hangs(root, checks):
     with Supervisor(root):
         root.status.write_text(json.dumps({"time": time.time(), "slots": [{}, {}]}))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from unified import sandbox
 from unified.device import host_memory, list_gpus, num_usable_cores, parse_device
@@ -64,7 +64,7 @@ def examine(path: Path) -> Iterator[Check]:
     yield check
     yield _disk(root, config)
     yield from _machine()
-    yield _sandbox(config)
+    yield _sandbox(_as_served(root, config))
     yield _supervisor(root)
     yield from _store(root)
     yield from _leftovers(root)
@@ -174,6 +174,13 @@ def _machine() -> Iterator[Check]:
         yield Check(name="memory", level="warn", text=text, remedy="stop other programs; jobs may not fit")
     else:
         yield Check(name="memory", level="ok", text=text)
+
+
+def _as_served(root: Root, config: ServiceConfig) -> ServiceConfig:
+    """Return the settings with the ring that the running supervisor was asked for, maybe on its command line."""
+    said = root.read_status() if root.supervisor() is not None else None
+    asked = (said or {}).get("sandbox")
+    return config.model_copy(update={"sandbox": asked}) if asked in get_args(sandbox.Mode) else config
 
 
 def _sandbox(config: ServiceConfig) -> Check:

@@ -172,6 +172,7 @@ class Supervisor:
                 "started": self.started,
                 "scheduler": config.scheduler,
                 "device": ", ".join(devices),
+                "sandbox": config.sandbox,
             },
         )
         self.watchdog = Watchdog(store=store, config=config, books=self.books, conductor=self.conductor)
