@@ -44,8 +44,9 @@ def test_saved_values_are_compared_type_for_type():
     real = {"a": (1, 2.0), "b": {"x"}, "c": torch.Size([2, 3]), "d": collections.OrderedDict()}
     saved = describe_pickle(pickle.dumps(real, protocol=2))
     assert all(equals(saved[key], real[key]) for key in real)
-    for key, other in {"a": (1, 2), "b": {"y"}, "c": (2, 3), "d": {"k": 1}}.items():
+    for key, other in {"a": (1, 2), "b": {"y"}, "c": (2, 4), "d": {"k": 1}}.items():
         assert not equals(saved[key], other)
+    assert equals(saved["c"], (2, 3))  # a size where a module keeps a tuple of its own is what it stands for
     assert mapping(saved["d"]) == {}
 
 
