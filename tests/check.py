@@ -2,8 +2,8 @@
 
     python -m tests.check [PYTEST OPTION ...]
 
-Every check runs, whatever the ones before it said; the exit code is 0 only if all passed. Without options the tests that start
-processes of their own, and often wait for them, run beside the others: together they take half as long on two cores.
+Every check runs, whatever the ones before it said; the exit code is 0 only if all passed. Without options the folders of tests
+that start processes of their own, and often wait for them, run beside each other and the rest: together they take half as long.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 PYTEST = [sys.executable, "-m", "pytest"]
-BESIDE = ("tests/faults", "tests/integration", "tests/hostile")
+BESIDE = ("tests/faults", "tests/integration")
 
 
 def main() -> int:
@@ -35,11 +35,13 @@ def main() -> int:
     if options:
         failed += [shown([*PYTEST, *options])] if run([*PYTEST, *options]) != 0 else []
     else:
-        beside = [*PYTEST, *BESIDE, "-p", "no:cacheprovider"]
+        beside = [[*PYTEST, folder, "-p", "no:cacheprovider"] for folder in BESIDE]
         others = [*PYTEST, *(f"--ignore={folder}" for folder in BESIDE)]
-        with running_beside(beside) as codes:
-            codes.append(run(others))
-        failed += [shown(command) for command, code in zip((others, beside), codes, strict=True) if code != 0]
+        with ExitStack() as stack:
+            codes = [stack.enter_context(running_beside(command)) for command in beside]
+            code = run(others)
+        failed += [shown(command) for command, found in zip(beside, codes, strict=True) if found != [0]]
+        failed += [shown(others)] if code != 0 else []
     for command in failed:
         print(f"failed: {command}", flush=True)
     return 1 if failed else 0
