@@ -3,7 +3,7 @@
     python -m tests.check [PYTEST OPTION ...]
 
 Every check runs, whatever the ones before it said; the exit code is 0 only if all passed. Without options the folders of tests
-that start processes of their own, and often wait for them, run beside each other and the rest: together they take half as long.
+that start processes of their own, and often wait for them, run beside the others: together they take half as long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,13 +35,11 @@ def main() -> int:
     if options:
         failed += [shown([*PYTEST, *options])] if run([*PYTEST, *options]) != 0 else []
     else:
-        beside = [[*PYTEST, folder, "-p", "no:cacheprovider"] for folder in BESIDE]
+        beside = [*PYTEST, *BESIDE, "-p", "no:cacheprovider"]
         others = [*PYTEST, *(f"--ignore={folder}" for folder in BESIDE)]
-        with ExitStack() as stack:
-            codes = [stack.enter_context(running_beside(command)) for command in beside]
-            code = run(others)
-        failed += [shown(command) for command, found in zip(beside, codes, strict=True) if found != [0]]
-        failed += [shown(others)] if code != 0 else []
+        with running_beside(beside) as codes:
+            codes.append(run(others))
+        failed += [shown(command) for command, code in zip((others, beside), codes, strict=True) if code != 0]
     for command in failed:
         print(f"failed: {command}", flush=True)
     return 1 if failed else 0

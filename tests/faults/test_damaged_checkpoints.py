@@ -41,8 +41,8 @@ def service(tmp_path):
 
 def test_damage_costs_a_generation_at_most_and_is_told(service):
     names = [f"{damage.__name__}{file}" for file, damage in DAMAGES]
-    jobs = [service.submit(name.replace("_", "-"), steps=40, step_seconds=0.02, job=OFTEN) for name in names]
-    row, nothing, seal = (service.submit(name, steps=40, step_seconds=0.02, job=OFTEN) for name in ("row", "all", "rows"))
+    jobs = [service.submit(name.replace("_", "-"), steps=80, step_seconds=0.02, job=OFTEN) for name in names]
+    row, nothing, seal = (service.submit(name, steps=80, step_seconds=0.02, job=OFTEN) for name in ("row", "all", "rows"))
     everybody = [*jobs, row, nothing, seal]
     served = service.begin()
     for job in everybody:
