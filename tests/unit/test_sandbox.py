@@ -25,14 +25,6 @@ needs_ring = pytest.mark.skipif(bool(MISSING), reason=f"here processes are {MISS
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    nursery.hides_gpus = True
-    yield nursery
-    nursery.close()
-
-
-@pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to read, one to write, and one that is nobody's business."""
     place = tmp_path_factory.mktemp("place")

@@ -117,37 +117,29 @@ def _step(model: nn.Module, tensors: list[Tensor], call: Call) -> dict[str, Any]
 
 def _accepts(eager: nn.Module, tensors: list[Tensor], call: Call, *, training: bool) -> bool:
     """Whether the eager model takes these inputs; what that does to its buffers is undone."""
-    before = {name: buffer.clone() for name, buffer in eager.named_buffers()}
-    eager.train(training)
-    try:
-        with torch.no_grad():
-            call(eager, [tensor.clone() for tensor in tensors])
-    except Exception:  # noqa: BLE001 - whatever the model raises
-        return False
-    finally:
-        with torch.no_grad():
-            for name, buffer in eager.named_buffers():
-                buffer.copy_(before[name])
-    return True
+    return _failure(eager.train(training), tensors, call) is None
 
 
 def _is_too_small(loaded: nn.Module, tensors: list[Tensor], call: Call) -> bool:
     """Whether these are too few samples for batch statistics: graphs refuse them as ``nn.BatchNorm``, a ``.pt2`` does not."""
     if len(tensors[0]) > 1:
         return False
-    before = {name: buffer.clone() for name, buffer in loaded.named_buffers()}
+    return "more than 1 value per channel" in str(_failure(loaded.train(), tensors, call))
+
+
+def _failure(model: nn.Module, tensors: list[Tensor], call: Call) -> Exception | None:
+    """Return what a model raises on these inputs, None if it takes them; what that does to its buffers is undone."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with torch.no_grad():
-            call(loaded.train(), [tensor.clone() for tensor in tensors])
-    except ValueError as error:
-        return "more than 1 value per channel" in str(error)
-    except Exception:  # noqa: BLE001 - any other failure is for the comparison to tell
-        return False
+            call(model, [tensor.clone() for tensor in tensors])
+    except Exception as error:  # noqa: BLE001 - whatever the model raises
+        return error
     finally:
         with torch.no_grad():
-            for name, buffer in loaded.named_buffers():
+            for name, buffer in model.named_buffers():
                 buffer.copy_(before[name])
-    return False
+    return None
 
 
 def _loss(outputs: list[Any]) -> Tensor | None:
