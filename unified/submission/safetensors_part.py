@@ -37,6 +37,19 @@ def read_header(part: memoryview, expected: Mapping[str, tuple[str, tuple[int, .
     Raises:
         MalformedError: If they do not.
     """
+    header, begin = parse_header(part)
+    if header.keys() != expected.keys():
+        names = sorted(map(str, header.keys() ^ expected.keys()))
+        raise _malformed("the tensors of the manifest", f"other names: {str(names)[:200]}")
+    return entries_of(header, begin, len(part), expected)
+
+
+def parse_header(part: memoryview) -> tuple[dict[str, Any], int]:
+    """Return what the header says of each tensor, by name, and where it ends.
+
+    Raises:
+        MalformedError: If it is none.
+    """
     length = int.from_bytes(part[:_LENGTH_BYTES], "little")
     begin = _LENGTH_BYTES + length
     if len(part) < _LENGTH_BYTES or begin > len(part) or length > MAX_HEADER_BYTES:
@@ -45,17 +58,25 @@ def read_header(part: memoryview, expected: Mapping[str, tuple[str, tuple[int, .
     if not isinstance(header, dict):
         raise _malformed("an object", type(header).__name__)
     header.pop("__metadata__", None)
-    if header.keys() != expected.keys():
-        names = sorted(map(str, header.keys() ^ expected.keys()))
-        raise _malformed("the tensors of the manifest", f"other names: {str(names)[:200]}")
+    return header, begin
+
+
+def entries_of(
+    header: Mapping[str, Any], begin: int, size: int, expected: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> dict[str, Entry]:
+    """Return where each tensor of a header lies that ends at ``begin``; together they must fill the ``size`` bytes.
+
+    Raises:
+        MalformedError: If they do not, or one is not of the type and shape that is ``expected``.
+    """
     entries = {name: _entry(name, header[name], begin, *expected[name]) for name in expected}
     position = begin
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != position:
             raise _malformed(f"{name[:100]!r} at byte {position}", f"byte {entry.start}")
         position = entry.stop
-    if position != len(part):
-        raise _malformed(f"{position} bytes", f"{len(part)} bytes")
+    if position != size:
+        raise _malformed(f"{position} bytes", f"{size} bytes")
     return entries
 
 

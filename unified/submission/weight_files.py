@@ -13,18 +13,16 @@ from torch import Tensor
 
 from unified.submission.pickle_machine import Made
 from unified.submission.refusal import refused
-from unified.submission.safetensors_part import read_header, read_tensor
+from unified.submission.safetensors_part import entries_of, parse_header, read_tensor
 from unified.submission.saved_values import in_words, mapping
 from unified.submission.stored_tensors import StoredTensors, can_be_shape
 from unified.submission.torch_file import TorchFile, map_file
 from unified.submission.umodel_format import (
     DTYPES,
-    MAX_HEADER_BYTES,
     MAX_RANK,
     MAX_TENSORS,
     STORED_DTYPES,
 )
-from unified.submission.umodel_json import parse_json
 
 _BY_STORED_NAME = {stored: name for name, stored in STORED_DTYPES.items()}
 MAX_NAME = 1000
@@ -84,17 +82,12 @@ def safetensors_weights(path: Path) -> dict[str, Weight]:
         OSError: If it cannot be read.
     """
     content = map_file(path)
-    length = int.from_bytes(content[:8], "little")
-    if length > min(MAX_HEADER_BYTES, len(content) - 8):
-        given = f"a header of {length} bytes"
-        raise refused("E-TENSORS", path.name, "a safetensors file", given, "write it again")
-    header = parse_json(path.name, bytes(content[8 : 8 + length]), code="E-TENSORS", limit=MAX_HEADER_BYTES)
-    if not isinstance(header, dict) or len(header) > MAX_TENSORS + 1:
-        raise refused("E-TENSORS", path.name, f"at most {MAX_TENSORS} tensors by name", in_words(header), "write it again")
-    records = {name: record for name, record in header.items() if name != "__metadata__"}
-    check_names(records, path.name)
-    expected = {name: _said(path.name, name, record) for name, record in records.items()}
-    entries = read_header(content, expected)
+    header, begin = parse_header(content)
+    if len(header) > MAX_TENSORS:
+        raise refused("E-TENSORS", path.name, f"at most {MAX_TENSORS} tensors by name", f"{len(header)}", "write it again")
+    check_names(header, path.name)
+    expected = {name: _said(path.name, name, record) for name, record in header.items()}
+    entries = entries_of(header, begin, len(content), expected)
     return {
         name: Weight(dtype=DTYPES[entry.dtype], shape=entry.shape, read=lambda entry=entry: read_tensor(content, entry, None))
         for name, entry in entries.items()
