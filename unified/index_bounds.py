@@ -64,12 +64,19 @@ def _outputs(spec: JobSpec, module: nn.Module, data: TensorData, rows: Tensor) -
 def _outermost(data: TensorData) -> Tensor:
     """Return the samples that hold the smallest and the largest value of each input of integers."""
     rows: list[int] = []
-    for name, tensor in named_tensors(data.inputs, data.targets).items():
-        if name != "targets" and not tensor.is_floating_point() and tensor.dtype is not torch.bool and tensor.numel():
-            width = tensor[0].numel()
-            flat = tensor.reshape(-1)
-            rows += [int(flat.argmin()) // width, int(flat.argmax()) // width]
+    for tensor in _integer_inputs(data).values():
+        width = tensor[0].numel()
+        flat = tensor.reshape(-1)
+        rows += [int(flat.argmin()) // width, int(flat.argmax()) // width]
     return torch.tensor(sorted({*rows}), dtype=torch.int64)
+
+
+def _integer_inputs(data: TensorData) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for name, tensor in named_tensors(data.inputs, data.targets).items()
+        if name != "targets" and not tensor.is_floating_point() and tensor.dtype is not torch.bool and tensor.numel()
+    }
 
 
 def _num_classes(spec: JobSpec, output: Any) -> int | None:
@@ -80,11 +87,7 @@ def _num_classes(spec: JobSpec, output: Any) -> int | None:
 
 
 def _problem(job: str, field: str, data: TensorData, error: Exception) -> Problem:
-    ranges = [
-        f"{name} from {int(tensor.min())} to {int(tensor.max())}"
-        for name, tensor in named_tensors(data.inputs, data.targets).items()
-        if name != "targets" and not tensor.is_floating_point() and tensor.dtype is not torch.bool and tensor.numel()
-    ]
+    ranges = [f"{name} from {int(tensor.min())} to {int(tensor.max())}" for name, tensor in _integer_inputs(data).items()]
     return Problem(
         code="E-DATA",
         job=job,

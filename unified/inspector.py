@@ -7,7 +7,6 @@ and sends what it found, or dies of what it read.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import pickle
@@ -69,9 +68,8 @@ def _answer_in_child(request: Request, num_threads: int) -> Answer:
     with receiver:
         is_late = not receiver.poll(limits.wall_seconds)
         said = None if is_late else _hear(receiver, request)
-    with contextlib.suppress(ProcessLookupError):
-        if is_late:
-            os.kill(pid, signal.SIGKILL)
+    if is_late:
+        os.kill(pid, signal.SIGKILL)  # it is ours to collect, so there is nobody else of that number
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     if isinstance(request, Inspect):
         # one that was killed has cleared nothing away; until it is collected its number is its own
@@ -116,11 +114,9 @@ def _why_it_ended(code: int, limits: ReadLimits, *, timed_out: bool) -> tuple[st
         return "E-LIMIT", f"a job that is read within {seconds_text(limits.wall_seconds)}", "one that takes longer"
     if code == -signal.SIGXCPU:
         return "E-LIMIT", f"a job that is read within {seconds_text(limits.cpu_seconds)} of CPU time", "one that takes longer"
-    if -code in _OWN_DEATHS:
-        given = f"one that ended its process with {signal.Signals(-code).name}"
-        return "E-CRASH", "a model that can be read and takes a training step", given
-    if code >= 0:
-        return "E-CRASH", "a model that can be read and takes a training step", f"one that ended its process with code {code}"
+    if code >= 0 or -code in _OWN_DEATHS:
+        how = f"code {code}" if code >= 0 else signal.Signals(-code).name
+        return "E-CRASH", "a model that can be read and takes a training step", f"one that ended its process with {how}"
     raise _ChildLostError(f"the child that read the job was killed by signal {-code}")
 
 

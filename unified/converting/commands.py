@@ -12,10 +12,9 @@ from torch import nn
 
 from unified.converting.converting import convert
 from unified.converting.own_code import build_own
-from unified.converting.restoring import restore
+from unified.converting.restoring import example_of_result, restore
 from unified.converting.samples import Example, of_dataset, of_shapes, parse_shape
 from unified.errors import UnifiedError
-from unified.fusing.examples import umodel_example
 from unified.memory import count_parameters
 from unified.quantities import bytes_text, count_text
 from unified.submission.umodel_write import export
@@ -69,12 +68,7 @@ def _write(model: nn.Module, out: Path, result: Path, example: Example | None) -
     if out.suffix in {".pt", ".pth"}:
         torch.save(model, out)
         return
-    if example is None:
-        archive = result if result.suffix == ".umodel" else result / "model.umodel"
-        if not archive.is_file():
-            raise UnifiedError("the result does not say what the model takes; give --input")
-        example = umodel_example(archive, 2)
-    export(model, example, out)
+    export(model, example_of_result(result) if example is None else example, out)
 
 
 def _example(data: Path | None, inputs: Sequence[str]) -> Example | None:

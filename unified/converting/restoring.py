@@ -51,7 +51,7 @@ def restore(
     """
     restore_weights(model, _weights(result))
     if pt2 is not None:
-        _export(model, example_inputs if example_inputs is not None else _example(result), Path(pt2))
+        _export(model, example_inputs if example_inputs is not None else example_of_result(result), Path(pt2))
     return model
 
 
@@ -92,7 +92,12 @@ def _faults(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[st
     return found
 
 
-def _example(result: Result | str | Path) -> Any:
+def example_of_result(result: Result | str | Path) -> Any:
+    """Return inputs of the shapes that a result's ``model.umodel`` takes.
+
+    Raises:
+        UnifiedError: If it has none.
+    """
     folder = result.folder if isinstance(result, Result) else Path(result)
     path = folder if folder is None or folder.suffix == ".umodel" else folder / "model.umodel"
     if path is None or not path.is_file():

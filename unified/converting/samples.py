@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from unified.dataset_files import reference
 from unified.datasets import load_tensors
 from unified.errors import UnifiedError
+from unified.fusing.examples import Example, sample
 from unified.submission.umodel_format import DTYPES, STORED_DTYPES
-
-Example = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 NUM_SAMPLES = 2
 _SHAPE = re.compile(r"((?P<name>[A-Za-z_]\w*)=)?(?P<sizes>\d+(,\d+)*)(:(?P<dtype>\w+))?", re.ASCII)
@@ -60,7 +58,7 @@ def of_shapes(shapes: Sequence[InputShape]) -> Example:
         UnifiedError: If some have names and some have none, or two the same.
     """
     names = [shape.name for shape in shapes]
-    tensors = [_filled(shape, index) for index, shape in enumerate(shapes)]
+    tensors = [sample(each.shape, each.dtype, torch.Generator().manual_seed(index)) for index, each in enumerate(shapes)]
     if all(name is None for name in names):
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
     if None in names or len({*names}) < len(names):
@@ -79,9 +77,3 @@ def of_dataset(path: Path) -> Example:
             reference(path, columns=None, tokenizer=None, max_length=None, cache_dir=Path(cache), job=path.name)
         )
         return data.batch(torch.arange(min(NUM_SAMPLES, len(data))))[0]
-
-
-def _filled(shape: InputShape, seed: int) -> Tensor:
-    if not shape.dtype.is_floating_point:
-        return torch.ones(shape.shape, dtype=shape.dtype)
-    return torch.randn(shape.shape, generator=torch.Generator().manual_seed(seed)).to(shape.dtype)

@@ -70,13 +70,18 @@ def umodel_example(path: Path, count: int, seed: int = 0) -> Example:
     inputs: dict[str, Tensor] = {}
     records = read_manifest(path).inputs
     for record in records:
-        dtype, shape = DTYPES[record.dtype], (count, *record.shape)
-        is_float = dtype.is_floating_point
-        inputs[record.name] = torch.randn(shape, generator=generator).to(dtype) if is_float else torch.ones(shape, dtype=dtype)
+        inputs[record.name] = sample((count, *record.shape), DTYPES[record.dtype], generator)
     if any(record.position is None for record in records):
         return inputs
     values = tuple(inputs[record.name] for record in sorted(records, key=lambda record: record.position or 0))
     return values[0] if len(values) == 1 else values
+
+
+def sample(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Return normal noise of a shape, or ones where whole numbers are wanted."""
+    if not dtype.is_floating_point:
+        return torch.ones(shape, dtype=dtype)
+    return torch.randn(shape, generator=generator).to(dtype)
 
 
 def example_of_data(source: ModelSource, count: int) -> Inputs:
