@@ -12,6 +12,7 @@ from pathlib import Path
 
 import unified
 from unified import argument_types as types
+from unified.command_parsers import add_command
 from unified.convert_parsers import add_conversions
 from unified.errors import InvalidSubmission, UnifiedError
 from unified.fuse_parsers import add_fuse, add_fuse_after_run, check_fuse_after_run, check_jobs_before_run, fuse_after_run
@@ -66,14 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
     add_conversions(commands)
     add_queue_commands(commands)
     add_signing(commands)
-    _add(
+    add_command(
         commands,
         "schedulers",
         _schedulers,
         "List the schedulers and their options.",
         "example:\n  unified schedulers",
     )
-    _add(
+    add_command(
         commands,
         "version",
         _version,
@@ -84,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add(commands, "run", _run, "Train the jobs of one or several folders.", RUN_END)
+    parser = add_command(commands, "run", _run, "Train the jobs of one or several folders.", RUN_END)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a job folder, or a folder of job folders")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go; needed except with --dry-run")
     parser.add_argument(
@@ -119,7 +120,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "Say what a job folder holds and needs, or everything that is wrong with it."
-    parser = _add(commands, "inspect", _inspect, summary, "example:\n  unified inspect jobs/lenet")
+    parser = add_command(commands, "inspect", _inspect, summary, "example:\n  unified inspect jobs/lenet")
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER", help="a job folder: job.json, the model, the data; with --blocks also a .umodel"
     )
@@ -128,24 +129,6 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--trust", action="store_true", help="accept model files that run their own code when loaded")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
-
-
-def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    action: Callable[[argparse.Namespace], int],
-    summary: str,
-    end: str,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=end,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(command=action, parser=parser)
-    return parser
 
 
 # The commands import what they need when they are called: 'unified --help' loads nothing but this file.

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unified.command_parsers import add_command
+
 CONVERT_END = """\
 exit codes:
   0    done: the .umodel trains and evaluates bit for bit as the model does
@@ -34,8 +36,7 @@ def add_conversions(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "Write a model file of your own (.pt, .pth, .pt2) as a .umodel. Its code runs: give no file of somebody else."
-    parser = _parser(commands, "convert", summary, CONVERT_END)
-    parser.set_defaults(command=_convert)
+    parser = add_command(commands, "convert", _convert, summary, CONVERT_END)
     parser.add_argument("source", type=Path, metavar="IN", help="a whole module, a torch.export archive, or weights alone")
     parser.add_argument("target", type=Path, metavar="OUT", help="the .umodel to write")
     parser.add_argument(
@@ -48,8 +49,7 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "Put the trained weights of a result back into your own class, strictly, and write it."
-    parser = _parser(commands, "restore", summary, RESTORE_END)
-    parser.set_defaults(command=_restore)
+    parser = add_command(commands, "restore", _restore, summary, RESTORE_END)
     parser.add_argument("result", type=Path, metavar="RESULT", help="the folder of a finished job, or a .umodel")
     parser.add_argument("model", metavar="MODEL.py:Class", help="your class, or a function that makes the module")
     _add_arguments(parser)
@@ -60,16 +60,6 @@ def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="what to write: .pt or .pth (the whole module), .pt2 or .umodel (default: nothing)",
     )
     _add_input(parser, "for .pt2 and .umodel: an example input (default: of the shapes that the result takes)")
-
-
-def _parser(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, end: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=summary, description=summary, epilog=end, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(parser=parser)
-    return parser
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

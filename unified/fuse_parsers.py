@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from unified import argument_types as types
+from unified.command_parsers import add_command
 
 FUSE_END = """\
 exit codes:
@@ -26,10 +27,7 @@ BASELINES = ("original", "all-shared", "tree", "random")
 def add_fuse(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``fuse`` to the commands of ``unified``."""
     summary = "Fuse finished jobs that take the same input into one faster network that answers all of them."
-    parser = commands.add_parser(
-        "fuse", help=summary, description=summary, epilog=FUSE_END, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(command=_fuse, parser=parser)
+    parser = add_command(commands, "fuse", _fuse, summary, FUSE_END)
     parser.add_argument(
         "results",
         nargs="+",

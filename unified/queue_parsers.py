@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unified import argument_types as types
-
-_Commands = argparse._SubParsersAction
+from unified.command_parsers import Commands, add_command
 
 EXIT_CODES = """\
 exit codes:
@@ -61,7 +60,7 @@ _SETTINGS = (
 )
 
 
-def add_queue_commands(commands: _Commands[argparse.ArgumentParser]) -> None:
+def add_queue_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the queue's verbs to the commands of ``unified``."""
     _add_serve(commands)
     _add_submit(commands)
@@ -81,7 +80,7 @@ def add_queue_commands(commands: _Commands[argparse.ArgumentParser]) -> None:
 _ID = "a job; its id may be shortened while unique"
 
 
-def _add_serve(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = _add(
         commands,
         "serve",
@@ -132,7 +131,7 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None} | dict(options.set)
 
 
-def _add_submit(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_submit(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = _add(
         commands,
         "submit",
@@ -156,7 +155,7 @@ def _add_submit(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--timeout", type=types.seconds, metavar="SECONDS", help="with --wait: stop following after so long")
 
 
-def _add_ls(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_ls(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = _add(commands, "ls", _LS, "unified ls --state running", aliases=("queue",))
     parser.add_argument("--user", metavar="USER", help="only this user's")
     parser.add_argument("--state", action="append", default=[], choices=_STATES, metavar="STATE", help=_STATE_HELP)
@@ -170,14 +169,14 @@ _LS = "List jobs, each that does not train with the reason why."
 _STATE_HELP = f"only those in this state; may be repeated: {', '.join(_STATES)}"
 
 
-def _add_logs(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_logs(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = _add(commands, "logs", "Print a job's log.", "unified logs -f lenet-5f0c")
     parser.add_argument("id", metavar="ID", help=_ID)
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what is logged until the job ends")
     parser.add_argument("-n", "--lines", type=types.positive, metavar="N", help="only the last N lines")
 
 
-def _add_moves(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_moves(commands: Commands[argparse.ArgumentParser]) -> None:
     for verb, summary in (
         ("pause", "Set jobs aside: their state in a checkpoint, their memory free."),
         ("resume", "Let paused jobs wait for a slot again, in their old place."),
@@ -195,7 +194,7 @@ def _add_moves(commands: _Commands[argparse.ArgumentParser]) -> None:
             parser.add_argument("--from-scratch", action="store_true", help="forget checkpoints: train from the beginning")
 
 
-def _add_wait(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_wait(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = _add(
         commands, "wait", "Wait until all of these jobs have ended; tell each when it does.", "unified wait lenet-5f0c"
     )
@@ -203,13 +202,13 @@ def _add_wait(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--timeout", type=types.seconds, metavar="SECONDS", help="stop waiting after so long")
 
 
-def _add_top(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_top(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = _add(commands, "top", "Watch slots, members, memory and the queue.", "unified top --interval 2")
     parser.add_argument("--interval", type=types.seconds, default=1.0, metavar="SECONDS", help="how often to look (default 1)")
     parser.add_argument("--once", action="store_true", help="print it once; so it is too where there is no terminal")
 
 
-def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_doctor(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = _add(
         commands, "doctor", "Check folder, disk, versions, slots, memory, locks and store.", "unified doctor --root queue"
     )
@@ -217,7 +216,7 @@ def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 
 def _add(
-    commands: _Commands[argparse.ArgumentParser],
+    commands: Commands[argparse.ArgumentParser],
     name: str,
     summary: str,
     example: str,
@@ -226,19 +225,13 @@ def _add(
     is_listing: bool = True,
 ) -> argparse.ArgumentParser:
     """Add a verb with the options that all have; all but ``serve`` print something about jobs."""
-    parser = commands.add_parser(
-        name,
-        aliases=aliases,
-        help=summary,
-        description=summary,
-        epilog=f"{EXIT_CODES if is_listing else SERVE_EXIT_CODES}\nexample:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    end = f"{EXIT_CODES if is_listing else SERVE_EXIT_CODES}\nexample:\n  {example}"
+    parser = add_command(commands, name, _queue_command, summary, end, aliases=aliases)
     parser.add_argument("--root", type=Path, metavar="DIR", help="the queue's folder (default: $UNIFIED_ROOT)")
     parser.add_argument("--json", action="store_true", help="print JSON: one document, or lines where it streams")
     if is_listing:
         parser.add_argument("--quiet", "-q", action="store_true", help="print ids only")
-    parser.set_defaults(command=_queue_command, parser=parser, verb=name)
+    parser.set_defaults(verb=name)
     return parser
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from unified import argument_types as types
+from unified.command_parsers import Commands, add_command
 
 SIGN_EXIT_CODES = """\
 exit codes:
@@ -14,14 +15,11 @@ exit codes:
   2  the command line is wrong
 """
 
-_Commands = argparse._SubParsersAction
 
-
-def add_signing(commands: _Commands[argparse.ArgumentParser]) -> None:
+def add_signing(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add ``keygen`` and ``sign`` to the commands of ``unified``."""
     summary = "Make a key to sign jobs with: the private half in a file, the line for the operator of a queue on stdout."
-    parser = _add(commands, "keygen", summary, "unified keygen --out alice.key --user alice")
-    parser.set_defaults(command=_keygen)
+    parser = add_command(commands, "keygen", _keygen, summary, _end("unified keygen --out alice.key --user alice"))
     parser.add_argument(
         "--out", type=Path, required=True, metavar="KEYFILE", help="where the private key goes; not overwritten"
     )
@@ -29,8 +27,7 @@ def add_signing(commands: _Commands[argparse.ArgumentParser]) -> None:
         "--user", type=types.user, required=True, metavar="USER", help="whose key it is: it signs this user's jobs"
     )
     summary = "Sign a job folder for a queue, so that its model may run code there. Prints the job's id."
-    parser = _add(commands, "sign", summary, "unified sign jobs/lenet --key alice.key --queue lab")
-    parser.set_defaults(command=_sign)
+    parser = add_command(commands, "sign", _sign, summary, _end("unified sign jobs/lenet --key alice.key --queue lab"))
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a job folder; signature.json is written into it")
     parser.add_argument("--key", type=Path, required=True, metavar="KEYFILE", help="a private key of 'unified keygen'")
     parser.add_argument("--queue", required=True, metavar="NAME", help="the queue's name, as its operator has set it")
@@ -43,16 +40,8 @@ def add_signing(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
 
 
-def _add(commands: _Commands[argparse.ArgumentParser], name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=f"{SIGN_EXIT_CODES}\nexample:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(parser=parser)
-    return parser
+def _end(example: str) -> str:
+    return f"{SIGN_EXIT_CODES}\nexample:\n  {example}"
 
 
 def _keygen(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from unified import argument_types as types
+from unified.command_parsers import add_command
 
 STACK_END = """\
 exit codes:
@@ -21,10 +22,7 @@ example:
 def add_stack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``stack`` to the commands of ``unified``."""
     summary = "Make one module of trained models of one architecture that answers for all of them at once."
-    parser = commands.add_parser(
-        "stack", help=summary, description=summary, epilog=STACK_END, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(command=_stack, parser=parser)
+    parser = add_command(commands, "stack", _stack, summary, STACK_END)
     parser.add_argument(
         "models",
         nargs="+",
