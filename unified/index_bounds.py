@@ -39,15 +39,14 @@ def index_problems(spec: JobSpec, module: nn.Module, datasets: Mapping[str, Tens
         outputs = _outputs(spec, module, data, rows) if len(rows) else plain
         if isinstance(outputs, Exception):
             problems.append(_problem(spec.name, field, data, outputs))
-        problems += label_problems(
-            data,
-            _num_classes(spec, plain),
-            spec.loss.name,
-            job=spec.name,
-            field=field,
-            ignore_index=spec.loss.kwargs.get("ignore_index", -100),
-        )
+        problems += labels_out_of_range(spec, field, data, _num_classes(spec, plain))
     return problems
+
+
+def labels_out_of_range(spec: JobSpec, field: str, data: TensorData, num_classes: int | None) -> list[Problem]:
+    """Return what is wrong with the labels of a job's dataset; see :func:`unified.datasets.label_problems`."""
+    ignored = spec.loss.kwargs.get("ignore_index", -100)
+    return label_problems(data, num_classes, spec.loss.name, job=spec.name, field=field, ignore_index=ignored)
 
 
 def _outputs(spec: JobSpec, module: nn.Module, data: TensorData, rows: Tensor) -> Any:

@@ -20,9 +20,9 @@ from unified.budgets import Fault
 from unified.component_problems import component_problems
 from unified.cores import use_threads
 from unified.dataset_files import reference
-from unified.datasets import label_problems, load_tensors
+from unified.datasets import load_tensors
 from unified.errors import InvalidSubmission, Problem
-from unified.index_bounds import index_problems
+from unified.index_bounds import index_problems, labels_out_of_range
 from unified.job import JobSpec
 from unified.messages import Inspect, Inspected, StepsTimed, TimeSteps
 from unified.quantities import bytes_text, count_text, seconds_text
@@ -152,7 +152,7 @@ def _measure(request: Inspect, files: _Files, alike: Sequence[JobSpec], log: Sta
     problems += component_problems(spec.name, optimizer=spec.optimizer, params=module.parameters())
     if problems:
         raise InvalidSubmission(problems)
-    samples = [f"{ref.num_samples} samples of {ref.source}" for ref in (files.train, files.test) if ref is not None]
+    samples = [f"{ref.num_samples} samples of {ref.source}" for ref in _by_field(files.train, files.test).values()]
     log.note(Stage.DATA, ", ".join(samples))
     # now: the model's own code, called below, may turn the process's switches
     keys = {member.stacking: _stack_key(member, module, files.train) for member in alike}
@@ -193,10 +193,8 @@ def _try_step(request: Inspect, alike: Sequence[Submission], module: nn.Module) 
     first = alike[0]
     if first.estimate.resident_bytes >= request.within_bytes:
         return None, ()
-    datasets = {"data.train": load_tensors(first.train)}
-    if first.test is not None:
-        datasets["data.test"] = load_tensors(first.test)
-    problems = index_problems(first.spec, module, datasets)
+    datasets = _by_field(first.train, first.test)
+    problems = index_problems(first.spec, module, {field: load_tensors(ref) for field, ref in datasets.items()})
     if problems:
         raise InvalidSubmission(problems)
     if not request.num_threads or first.estimate.peak_bytes >= request.within_bytes:
@@ -275,11 +273,13 @@ def _resolve(request: Inspect, given: str, field: str, job: str) -> Path:
 
 def _data_problems(spec: JobSpec, train: DatasetRef, test: DatasetRef | None) -> list[Problem]:
     problems = batch_problems(train.num_samples, spec.batch_size, drop_last=spec.drop_last, job=spec.name)
-    ignored = spec.loss.kwargs.get("ignore_index", -100)
-    for ref in filter(None, (train, test)):
-        field = "data.train" if ref is train else "data.test"
-        problems += label_problems(load_tensors(ref), None, spec.loss.name, job=spec.name, field=field, ignore_index=ignored)
+    for field, ref in _by_field(train, test).items():
+        problems += labels_out_of_range(spec, field, load_tensors(ref), None)
     return problems
+
+
+def _by_field(train: DatasetRef, test: DatasetRef | None) -> dict[str, DatasetRef]:
+    return {"data.train": train} | ({} if test is None else {"data.test": test})
 
 
 def _state_problems(spec: JobSpec, module: nn.Module) -> list[Problem]:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from unified.columns import fitting
+from unified.columns import fitting, natural
 from unified.job_state import JobState
 from unified.progress import JobProgress
 from unified.quantities import MISSING, bytes_text, count_text, metrics_text, plural, seconds_text
@@ -115,7 +115,7 @@ def plan_tables(plan: RunPlan, width: int) -> RenderableType:
 
 def _plan_table(plan: RunPlan, width: int) -> Table:
     lines = [_plan_cells(job) for job in plan.jobs]
-    widths = {title: max([len(title), *(line[title].cell_len for line in lines)]) for title in _PLAN_COLUMNS}
+    widths = natural(_PLAN_COLUMNS, lines)
     widths |= {title: min(widths[title], _MOST_OF_A_NAME) for title in _PLAN_NAMES}
     table = _table()
     titles = fitting(widths, width, _PLAN_LEFT_OUT_FIRST)

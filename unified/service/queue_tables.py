@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from unified.columns import fitting, total
+from unified.columns import fitting, natural, total
 from unified.job_state import JobState
 from unified.progress import shown_metrics
 from unified.quantities import MISSING, bytes_text, metrics_text, plural, seconds_text, value_text
@@ -59,8 +59,7 @@ def jobs_table(rows: Sequence[JobRow], reasons: Mapping[str, str], now: float, w
 
 def _widths(lines: Sequence[Mapping[str, Text]], width: int) -> dict[str, int]:
     """Return the columns to show, each with its width; the reason takes what the others leave."""
-    widths = {title: max([len(title), *(line[title].cell_len for line in lines)]) for title in _TITLES}
-    widths = {title: min(wanted, _WIDEST.get(title, wanted)) for title, wanted in widths.items()}
+    widths = {title: min(wanted, _WIDEST.get(title, wanted)) for title, wanted in natural(_TITLES, lines).items()}
     reason = widths["REASON"]
     widths["REASON"] = min(reason, _LEAST_REASON)
     widths = {title: widths[title] for title in fitting(widths, width, _LEFT_OUT_FIRST)}
