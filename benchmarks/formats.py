@@ -12,14 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.formats_models import default_names, entries
 from benchmarks.formats_plot import draw
 from benchmarks.formats_tables import Row, aims_of, print_tables
-from benchmarks.machine import describe_machine, git_commit
+from benchmarks.machine import describe_machine, git_commit, installed_versions
 from benchmarks.measure import ROOT
 from benchmarks.stacking import KEEP_MEMORY
 
@@ -49,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "date": date.today().isoformat(),
         "git_commit": git_commit(),
         "machine": asdict(describe_machine()),
-        "versions": _versions(),
+        "versions": installed_versions(_PACKAGES),
         "settings": {"threads": options.threads, "seconds": options.seconds, "seeds": {"model": 0, "targets": 1, "steps": 3}},
         "environment": KEEP_MEMORY,
         "rows": [asdict(row) | {"step_ratio": row.step_ratio, "peak_ratio": row.peak_ratio} for row in rows],
@@ -96,16 +94,6 @@ def _rows(names: Sequence[str], threads: int, seconds: float) -> Iterator[Row]:
         if process.wait() != 0:
             log.seek(0)
             raise RuntimeError(f"benchmarks.formats_child ended with exit code {process.returncode}:\n{log.read()[-2000:]}")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

@@ -15,13 +15,11 @@ import dataclasses
 import importlib.util
 import json
 import math
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +39,7 @@ from benchmarks.fusion_coverage_checks import (
 from benchmarks.fusion_coverage_rows import Row, examine
 from benchmarks.fusion_coverage_targets import Target, family_table, targets
 from benchmarks.fusion_zoo import ZooModel, zoo
-from benchmarks.machine import describe_machine, git_commit
+from benchmarks.machine import describe_machine, git_commit, installed_versions
 
 QUICK = ("resnet18", "convnextv2_atto", "bert", "loop_cnn", "branch_on_value")
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "onnx", "onnxruntime", "onnxscript")
@@ -129,13 +127,7 @@ def write(path: Path, found: Findings, reached: Sequence[Target], *, seconds: fl
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of those libraries that are installed."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(_PACKAGES)
 
 
 def _told(row: Row) -> Row:
