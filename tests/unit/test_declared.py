@@ -93,7 +93,7 @@ def test_mistakes_in_layers_name_what_was_meant():
     layers = [{"name": "Linaer"}, {"name": "Linear", "in_feature": 3, "out_features": "2"}, [{"name": "Dropout", "p": True}]]
     with pytest.raises(RefusedModelError) as caught:
         layer_list(layers)
-    told = {fault.field.removeprefix("architecture.layers"): fault.remedy for fault in caught.value.faults}
+    told = {fault.where.removeprefix("architecture.layers"): fault.remedy for fault in caught.value.faults}
     assert told["[0].name"] == "did you mean 'Linear'?"
     assert told["[1].in_feature"] == "did you mean 'in_features'?"
     assert {"[1].out_features", "[1].in_features", "[2][0].p"} <= told.keys()

@@ -179,7 +179,7 @@ def _more(found: list[Any], what: str) -> list[Fault]:
 
 
 def _fault(expected: str, given: str, remedy: str) -> Fault:
-    return Fault(code="E-DECLARED", field="model", expected=expected, given=given, remedy=remedy)
+    return Fault(code="E-DECLARED", where="model", expected=expected, given=given, remedy=remedy)
 
 
 def _tied(own: Mapping[str, Tensor]) -> dict[int, list[str]]:

@@ -100,7 +100,7 @@ class _Reader:
         return found
 
     def _note(self, field: str, expected: str, given: str, remedy: str) -> None:
-        self.faults.append(Fault(code="E-DECLARED", field=field, expected=expected, given=given, remedy=remedy))
+        self.faults.append(Fault(code="E-DECLARED", where=field, expected=expected, given=given, remedy=remedy))
 
 
 def _as_tuple(value: Any) -> Any:

@@ -110,4 +110,4 @@ def _is_plain(value: Any) -> bool:
 
 
 def _fault(field: str, expected: str, given: str, remedy: str) -> Fault:
-    return Fault(code="E-DECLARED", field=field, expected=expected, given=given, remedy=remedy)
+    return Fault(code="E-DECLARED", where=field, expected=expected, given=given, remedy=remedy)

@@ -203,7 +203,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         value = read_json(path, job="")
     except InvalidSubmission as error:
         raise RefusedModelError(
-            Fault(code=each.code, field=each.field, expected=each.expected, given=each.given, remedy=each.remedy)
+            Fault(code=each.code, where=each.field, expected=each.expected, given=each.given, remedy=each.remedy)
             for each in error.problems
         ) from error
     if not isinstance(value, dict):
@@ -308,7 +308,7 @@ def _offline() -> Iterator[None]:
 
 
 def _fault(code: str, field: str, expected: str, given: str, remedy: str) -> Fault:
-    return Fault(code=code, field=field, expected=expected, given=given, remedy=remedy)
+    return Fault(code=code, where=field, expected=expected, given=given, remedy=remedy)
 
 
 def _bad(code: str, field: str, expected: str, given: str, remedy: str) -> RefusedModelError:

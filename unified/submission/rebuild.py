@@ -243,7 +243,7 @@ class _Builder:
         return f"{self._name}: {path[:200] or 'the module'}"
 
     def _fault(self, path: str, expected: str, given: str) -> Fault:
-        return Fault(code="E-CLASS", field=self._where(path), expected=expected, given=given, remedy=_REMEDY)
+        return Fault(code="E-CLASS", where=self._where(path), expected=expected, given=given, remedy=_REMEDY)
 
     def bad(self, path: str, expected: str, given: str) -> RefusedModelError:
         """Return the error for a module that is not accepted."""

@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from unified.errors import InvalidSubmission, Problem
-from unified.submission.umodel_faults import MalformedError
+from unified.errors import InvalidSubmission
+from unified.submission.umodel_faults import MAX_FAULTS, Fault, MalformedError
 
-MAX_FAULTS = 20  #: of one kind, as many as are told
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """One thing that is wrong with a model; the fields are those of a :class:`~unified.errors.Problem`."""
-
-    code: str
-    field: str
-    expected: str
-    given: str
-    remedy: str
+__all__ = ["MAX_FAULTS", "Fault", "RefusedModelError", "refusals_told", "refused"]
 
 
 class RefusedModelError(ValueError):
-    """A model that is not accepted: ``faults`` holds everything that was found wrong with it."""
+    """A model that is not accepted: ``faults`` holds everything that was found wrong, each with the whole of its place."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = tuple(faults)
-        super().__init__("; ".join(f"{fault.field}: expected {fault.expected}, got {fault.given}" for fault in self.faults))
+        super().__init__("; ".join(map(str, self.faults)))
 
 
 def refused(code: str, field: str, expected: str, given: str, remedy: str) -> RefusedModelError:
     """Return the error for a single fault."""
-    return RefusedModelError([Fault(code=code, field=field, expected=expected, given=given, remedy=remedy)])
+    return RefusedModelError([Fault(code=code, where=field, expected=expected, given=given, remedy=remedy)])
 
 
 @contextlib.contextmanager
@@ -49,26 +38,11 @@ def refusals_told(path: Path, job: str | None) -> Iterator[None]:
     try:
         yield
     except RefusedModelError as error:
-        raise InvalidSubmission(_problem(name, fault) for fault in error.faults) from error
+        raise InvalidSubmission(fault.problem_at(name, fault.where) for fault in error.faults) from error
     except MalformedError as error:
-        remedy = "write the file again"
-        faults = [
-            Fault(code=f.code, field=f"{path.name}: {f.where}", expected=f.expected, given=f.given, remedy=remedy)
-            for f in error.faults
-        ]
-        raise InvalidSubmission(_problem(name, fault) for fault in faults) from error
+        faults = [replace(fault, remedy="write the file again") for fault in error.faults]
+        raise InvalidSubmission(fault.problem(name, path.name) for fault in faults) from error
     except OSError as error:
         given = error.strerror or type(error).__name__
-        fault = Fault(code="E-FILE", field="model", expected="a file that can be read", given=given, remedy="check the path")
-        raise InvalidSubmission([_problem(name, fault)]) from error
-
-
-def _problem(job: str, fault: Fault) -> Problem:
-    return Problem(
-        code=fault.code,
-        job=job,
-        field=fault.field,
-        expected=fault.expected,
-        given=fault.given,
-        remedy=fault.remedy,
-    )
+        fault = Fault(code="E-FILE", where="model", expected="a file that can be read", given=given, remedy="check the path")
+        raise InvalidSubmission([fault.problem_at(name, fault.where)]) from error

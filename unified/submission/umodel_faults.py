@@ -1,4 +1,4 @@
-"""What can be wrong with a ``.umodel``: the error that carries it inward, and how it is told."""
+"""What can be wrong with a model: the fault, the error that carries those of an archive inward, and how they are told."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_TEXT = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that is wrong: ``where`` in the archive, what was ``expected``, what came; ``code`` tells its stage."""
+    """One thing that is wrong: ``where`` in the file, what was ``expected``, what came; ``code`` tells its stage."""
 
     code: str
     where: str
@@ -28,12 +28,15 @@ class Fault:
         return f"{self.where}: expected {self.expected}, got {self.given}"
 
     def problem(self, job: str, file: str) -> Problem:
-        """Return it as a problem of ``job``; what an archive's author chose the words of is cut and made printable."""
-        where = file if self.where == file else f"{file}: {self.where}"
+        """Return it as a problem of ``job`` at its place in a file."""
+        return self.problem_at(job, file if self.where == file else f"{file}: {self.where}")
+
+    def problem_at(self, job: str, place: str) -> Problem:
+        """Return it as a problem of ``job``; what a file's author chose the words of is cut and made printable."""
         return Problem(
             code=self.code,
             job=job,
-            field=printable(where),
+            field=printable(place),
             expected=printable(self.expected),
             given=printable(self.given),
             remedy=self.remedy,
