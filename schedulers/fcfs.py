@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from schedulers.base import Grant, JobView, SlotView, UntilDone
-from schedulers.ordering import by_key
+from schedulers.base import JobView
+from schedulers.keyed import KeyPolicy
 
 
-class FirstComeFirstServed:
+class FirstComeFirstServed(KeyPolicy):
     """The paper's "First Come First Serve". A unit whose turn was cut goes on before anybody else begins.
 
     References:
         UnifiedNN, section "Trainer".
     """
 
-    needs: frozenset[str] = frozenset()
+    def key(self, unit: JobView, now: float) -> tuple[float, ...]:
+        """Return 0 for a unit that has begun, 1 for the others; of equals, the first that came goes first."""
+        return (0.0 if unit.has_begun else 1.0,)
 
-    def select(self, now: float, ready: Sequence[JobView], slots: Sequence[SlotView]) -> list[Grant]:
-        """Grant each idle slot to the unit that came first."""
-        return by_key(ready, slots, key=lambda unit: (not unit.has_begun,), quantum=UntilDone())
+    def explain(self, unit: JobView, now: float) -> str:
+        """Return when the unit came."""
+        return f"it came {unit.age_seconds(now):.6g} s ago; those that came earlier go first"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from schedulers.base import JSON, Epochs, Event, Grant, JobView, SlotView
-from schedulers.ordering import by_key
+from schedulers.base import JSON, Epochs, Event, JobView, Quantum
+from schedulers.keyed import KeyPolicy
 from schedulers.rotation import Rotation
 
 
-class Priority:
+class Priority(KeyPolicy):
     """The paper's "Priority Scheduling" by epochs: a more urgent arrival waits for the end of one.
 
     References:
@@ -21,9 +19,17 @@ class Priority:
     def __init__(self) -> None:
         self._rotation = Rotation()
 
-    def select(self, now: float, ready: Sequence[JobView], slots: Sequence[SlotView]) -> list[Grant]:
-        """Grant each idle slot to the unit of the lowest value; of equals, to the one that waited longest."""
-        return by_key(ready, slots, key=lambda unit: (unit.priority, self._rotation.place(unit.id)), quantum=Epochs(1))
+    def key(self, unit: JobView, now: float) -> tuple[float, ...]:
+        """Return the unit's priority value, and among equals its place in the rotation."""
+        return (float(unit.priority), self._rotation.place(unit.id))
+
+    def quantum_of(self, unit: JobView) -> Quantum:
+        """Return one epoch."""
+        return Epochs(1)
+
+    def explain(self, unit: JobView, now: float) -> str:
+        """Return the unit's priority."""
+        return f"its priority is {unit.priority}; lower values go first, equal ones by turns of one epoch"
 
     def on_event(self, event: Event) -> None:
         """Send a unit that arrives or had its turn to the end of the rotation."""

@@ -15,6 +15,7 @@ from schedulers.fcfs import FirstComeFirstServed
 from schedulers.priority import Priority
 from schedulers.round_robin import RoundRobin
 from schedulers.sjf import ShortestJobFirst
+from schedulers.srtf import ShortestRemainingTimeFirst
 
 Factory: TypeAlias = Callable[..., Scheduler]
 
@@ -25,6 +26,7 @@ BUILT_INS: dict[str, tuple[Factory, str]] = {
     "priority": (Priority, "lowest priority value first; equal values take turns of one epoch"),
     "sjf": (ShortestJobFirst, "smallest first, each to its end; length=parameters (default) or epochs"),
     "round-robin": (RoundRobin, "everybody in turn; quantum=1epoch (default), or e.g. 200steps, 500ms"),
+    "srtf": (ShortestRemainingTimeFirst, "least time left first, by measured steps; quantum=2s (default), or e.g. 500ms"),
 }
 
 

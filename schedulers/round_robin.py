@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-
-from schedulers.base import (
-    JSON,
-    Epochs,
-    Event,
-    Grant,
-    JobView,
-    Quantum,
-    SchedulerConfigError,
-    Seconds,
-    SlotView,
-    Steps,
-)
-from schedulers.ordering import by_key
+from schedulers.base import JSON, Event, JobView, Quantum
+from schedulers.keyed import KeyPolicy
+from schedulers.quanta import parse_quantum
 from schedulers.rotation import Rotation
 
-_QUANTUM = re.compile(r"(?P<count>\d+(?:\.\d+)?)\s*(?P<unit>steps?|epochs?|ms|s|)")
 
-
-class RoundRobin:
+class RoundRobin(KeyPolicy):
     """The paper's "Round Robin", where a turn is one epoch and nobody is interrupted.
 
     Where we differ: the quantum may also be a number of steps or a time, since epochs of very different
@@ -40,15 +25,21 @@ class RoundRobin:
         UnifiedNN, section "Trainer".
     """
 
-    needs: frozenset[str] = frozenset()
-
     def __init__(self, quantum: str | Quantum = "1epoch") -> None:
-        self.quantum: Quantum = parse_quantum(quantum) if isinstance(quantum, str) else quantum
+        self.quantum = parse_quantum(quantum)
         self._rotation = Rotation()
 
-    def select(self, now: float, ready: Sequence[JobView], slots: Sequence[SlotView]) -> list[Grant]:
-        """Grant each idle slot to the unit that has waited longest for a turn."""
-        return by_key(ready, slots, key=lambda unit: (self._rotation.place(unit.id),), quantum=self.quantum)
+    def key(self, unit: JobView, now: float) -> tuple[float, ...]:
+        """Return the unit's place in the rotation: the least has waited longest for a turn."""
+        return (self._rotation.place(unit.id),)
+
+    def quantum_of(self, unit: JobView) -> Quantum:
+        """Return the quantum, everybody's."""
+        return self.quantum
+
+    def explain(self, unit: JobView, now: float) -> str:
+        """Return for how long the unit has waited for its turn."""
+        return f"it has waited {unit.wait_seconds(now):.6g} s for its turn; everybody gets one before it comes again"
 
     def on_event(self, event: Event) -> None:
         """Send a unit that arrives or had its turn to the end of the rotation."""
@@ -61,20 +52,3 @@ class RoundRobin:
     def load_state_dict(self, state: dict[str, JSON]) -> None:
         """Take over a rotation that ``state_dict`` returned."""
         self._rotation.load_state_dict(state)
-
-
-def parse_quantum(text: str) -> Quantum:
-    """Read the spelling of a quantum; a bare number counts steps.
-
-    >>> parse_quantum("200"), parse_quantum("1epoch"), parse_quantum("500ms")
-    (Steps(count=200), Epochs(count=1), Seconds(count=0.5))
-
-    Raises:
-        SchedulerConfigError: If it is not a positive number with one of these units.
-    """
-    match = _QUANTUM.fullmatch(text.strip())
-    if match is None or (match["unit"] not in ("s", "ms") and "." in match["count"]):
-        raise SchedulerConfigError(f"option 'quantum': expected e.g. 200, 200steps, 1epoch, 2s or 500ms, got {text!r}")
-    if match["unit"] in ("s", "ms"):
-        return Seconds(float(match["count"]) / (1000 if match["unit"] == "ms" else 1))
-    return (Epochs if match["unit"].startswith("epoch") else Steps)(int(match["count"]))

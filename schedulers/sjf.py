@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from schedulers.base import Grant, JobView, SchedulerConfigError, SlotView, UntilDone
-from schedulers.ordering import by_key
+from schedulers.base import JobView, SchedulerConfigError
+from schedulers.keyed import KeyPolicy
 
 _FIELDS = {"parameters": "num_parameters", "epochs": "num_epochs"}
 
 
-class ShortestJobFirst:
+class ShortestJobFirst(KeyPolicy):
     """The paper's "Shortest Job First". A unit whose turn was cut goes on before anybody else begins.
 
     Args:
@@ -29,11 +27,10 @@ class ShortestJobFirst:
         self._field = _FIELDS[length]
         self.needs: frozenset[str] = frozenset({self._field})
 
-    def select(self, now: float, ready: Sequence[JobView], slots: Sequence[SlotView]) -> list[Grant]:
-        """Grant each idle slot to the shortest unit."""
-        return by_key(
-            ready,
-            slots,
-            key=lambda unit: (not unit.has_begun, getattr(unit, self._field)),
-            quantum=UntilDone(),
-        )
+    def key(self, unit: JobView, now: float) -> tuple[float, ...]:
+        """Return the unit's length; one that has begun comes first."""
+        return (0.0 if unit.has_begun else 1.0, float(getattr(unit, self._field)))
+
+    def explain(self, unit: JobView, now: float) -> str:
+        """Return the unit's length."""
+        return f"{self._field} is {getattr(unit, self._field)}; the smallest goes first"

@@ -68,7 +68,9 @@ class Bookkeeper:
         if not isinstance(self.scheduler, base.Observes):
             return
         try:
-            self.scheduler.on_event(kind(unit_id=record.name, sequence=record.next_event(), **details))
+            shares, weight = ((record.user, 1.0),), record.submission.spec.weight
+            event = kind(unit_id=record.name, sequence=record.next_event(), user_shares=shares, weight=weight, **details)
+            self.scheduler.on_event(event)
         except Exception:  # it may be a plug-in
             logger.exception("scheduler %s failed on %s; the run goes on", self.scheduler_name, kind.__name__)
 
@@ -93,6 +95,8 @@ class Bookkeeper:
         """Note that a job has a turn on ``slot``."""
         now = self.clock()
         record.is_running, slot.turn = True, (*slot.turn, record.name)
+        slot.num_in_turn = len(slot.turn) if len(slot.turn) == 1 else max(slot.num_in_turn, len(slot.turn))
+        record.waiting_since = now
         if record.first_start is None:
             record.first_start = now
         self._turns.begin(record.name, now, record.step)
@@ -181,17 +185,19 @@ class Bookkeeper:
         if report.steps:
             record.step_seconds = report.seconds / report.steps
         self.end_turn_of(slot, record, report.seconds)
-        self.note(base.TurnDone, record, steps=report.steps, seconds=report.seconds)
 
     def end_turn_of(self, slot: Slot, record: JobRecord, seconds: float | None = None) -> None:
-        """Note the end of a turn, if there was one."""
+        """Note the end of a turn, if there was one: as its worker told after ``seconds``, or None if it was cut."""
         if not record.is_running:
             return
         elapsed, steps = self._turns.end(record.name, self.clock(), record.step)
         lasted = elapsed if seconds is None else seconds
-        record.is_running = False
+        record.is_running, record.waiting_since = False, self.clock()
+        part = lasted / slot.num_in_turn
         slot.forget(record.name)
         record.training_seconds += lasted
+        record.slot_seconds += part
+        self.note(base.TurnCut if seconds is None else base.TurnDone, record, steps=steps, seconds=part)
         self.emit(
             events.TurnEnded(
                 at=self.clock(),

@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
 from schedulers import base
-from schedulers.fcfs import FirstComeFirstServed
 from unified import events, messages
 from unified.bookkeeper import Bookkeeper
+from unified.deciding import Decider
 from unified.errors import NurseryDiedError, ReportError, SpawnError, WorkerDiedError
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Ledger
 from unified.nursery import Nursery
 from unified.oom import OomWatch
 from unified.packing import Plan
-from unified.placement import Placement, wrong_grant
+from unified.placement import Placement
 from unified.planning import Planner
 from unified.reports import receive
 from unified.sandbox.records import Confinement
@@ -50,6 +50,7 @@ class Conductor:
         deterministic: Workers use deterministic kernels only.
         confinement: All that workers may touch; None: what their user may.
         stages: The slots, as planned.
+        decider: Asks the scheduler.
         checkpoint_seconds: Interval between a job's checkpoints; None: they are written when :meth:`checkpoint` is called.
     """
 
@@ -61,12 +62,12 @@ class Conductor:
     confinement: Confinement | None = None
     checkpoint_seconds: float | None = 30.0
     stages: Stages = field(init=False)
-    num_wrong_decisions: int = 0
-    _last_wrong: str = ""
+    decider: Decider = field(init=False)
     _num_idle_deaths: int = 0
     _oom: OomWatch = field(default_factory=OomWatch)
 
     def __post_init__(self) -> None:
+        self.decider = Decider(scheduler=self.scheduler, name=self.books.scheduler_name, clock=self.books.clock)
         self.stages = Stages(
             planner=self.planner, nursery=self.nursery, deterministic=self.deterministic, confinement=self.confinement
         )
@@ -122,7 +123,7 @@ class Conductor:
             return
         ready = self._make_way(ready)
         units = {unit.leader.name: unit for unit in self._units.of(ready)}
-        for grant in self._select(list(units.values())):
+        for grant in self.decider.select(list(units.values()), self._placement, self.slots):
             self._grant(units[grant.unit_id], self.slots[grant.slot_id], grant.quantum)
         for slot in self.slots:
             if slot.may_be_joined and slot.turn:
@@ -275,27 +276,6 @@ class Conductor:
             slots=self.slots,
             bans=self.books.bans,
         )
-
-    def _select(self, ready: Sequence[Unit]) -> list[base.Grant]:
-        views, leaders = [unit.view() for unit in ready], [unit.leader for unit in ready if unit.slot is None]
-        beside = {unit.leader.name: unit.companions for unit in ready}
-        placement = self._placement
-        slots = [
-            base.SlotView(id=slot.index, running=slot.running, accepts=placement.accepted(slot, leaders, beside))
-            for slot in self.slots
-        ]
-        try:
-            grants = self.scheduler.select(self.books.clock(), views, slots)
-            wrong = wrong_grant(grants, views, slots)
-        except Exception as error:  # noqa: BLE001 - it may be a plug-in
-            grants, wrong = [], f"{type(error).__name__}: {error}"
-        if wrong is None:
-            return grants
-        self.num_wrong_decisions += 1
-        if wrong != self._last_wrong:
-            self._last_wrong = wrong
-            logger.warning("scheduler %s: %s; this decision is taken by fcfs", self.books.scheduler_name, wrong)
-        return FirstComeFirstServed().select(self.books.clock(), views, slots)
 
     def _grant(self, unit: Unit, slot: Slot, quantum: base.Quantum) -> None:
         records = [record for record in unit.records if record.slot is not None or self._take(record, slot)]

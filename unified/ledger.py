@@ -48,6 +48,9 @@ class JobRecord:
         first_start: When its first turn began.
         end_time: When it ended.
         training_seconds: Sum of its turns.
+        slot_seconds: Its part of the slots' time: of a turn as one of several, so much is each one's.
+        waiting_since: When its last turn ended or, while it has one, began; None before the first.
+        num_preemptions: How often a turn of its was ended early for another job's sake.
         peak_bytes: Highest memory, estimated on a CPU, measured on a GPU.
         is_alone: It must have a slot to itself: it is on probation, or ran out of memory beside others.
         suspected_beside: Whom it ran beside when its worker died, until it is cleared.
@@ -91,6 +94,9 @@ class JobRecord:
     first_start: float | None = None
     end_time: float | None = None
     training_seconds: float = 0.0
+    slot_seconds: float = 0.0
+    waiting_since: float | None = None
+    num_preemptions: int = 0
     peak_bytes: int = 0
     is_alone: bool = False
     suspected_beside: frozenset[str] = frozenset()
@@ -167,12 +173,21 @@ class JobRecord:
         return JobView(
             id=self.name,
             submit_time=self.submit_time,
+            waiting_since=self.waiting_since,
+            user_shares=((self.user, 1.0),),
             priority=submission.spec.priority,
+            weight=submission.spec.weight,
+            deadline=None if submission.spec.deadline_seconds is None else self.submit_time + submission.spec.deadline_seconds,
             num_parameters=submission.estimate.num_parameters,
             num_epochs=submission.num_epochs,
             steps_per_epoch=submission.steps_per_epoch,
             steps_total=submission.num_steps,
             steps_done=self.step,
+            step_seconds=self.step_seconds or self.trial_seconds.get(self.num_threads or 1) or None,
+            attained_seconds=self.slot_seconds,
+            num_preemptions=self.num_preemptions,
+            memory_resident_bytes=self.demand.resident_bytes,
+            memory_peak_bytes=self.demand.peak_bytes,
             has_begun=self.first_start is not None,
             slot_id=self.slot,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-from schedulers import base
 from unified.ledger import JobRecord, Ledger
 from unified.packing import Demand, admits, stack_demand
 from unified.slots import Slot
@@ -114,20 +113,3 @@ class Placement:
 
 def _needed_bytes(demands: Sequence[Demand]) -> int:
     return sum(demand.resident_bytes for demand in demands) + max((demand.step_bytes for demand in demands), default=0)
-
-
-def wrong_grant(grants: Sequence[base.Grant], ready: Sequence[base.JobView], slots: Sequence[base.SlotView]) -> str | None:
-    """Say what is wrong with a scheduler's answer, or None: it may be a plug-in."""
-    units, idle = {view.id: view for view in ready}, {view.id: view for view in slots if view.running is None}
-    used: set[str | int] = set()
-    for grant in grants:
-        unit, slot = units.get(grant.unit_id), idle.get(grant.slot_id)
-        if unit is None or slot is None:
-            return f"granted {grant.unit_id!r} on slot {grant.slot_id}, which are not both free"
-        if grant.unit_id in used or grant.slot_id in used:
-            return f"granted {grant.unit_id!r} or slot {grant.slot_id} twice"
-        accepted = slot.accepts is None or unit.id in slot.accepts
-        if unit.slot_id != slot.id and (unit.slot_id is not None or not accepted):
-            return f"granted {grant.unit_id!r} on slot {grant.slot_id}, where it cannot run"
-        used |= {grant.unit_id, grant.slot_id}
-    return None

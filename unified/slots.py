@@ -31,6 +31,7 @@ class Slot:
         num_threads: Intra-op threads on a CPU.
         child: The worker process, or None while there is none.
         turn: Names of the jobs whose turn is under way, the leader of a stack first.
+        num_in_turn: The most jobs that have had the turn under way, or the last one, together.
         may_be_joined: The turn under way lasts until its jobs are done, so that others may join it.
         attending: Name of the job whose own code the worker runs outside its turn, or None.
         last_report: When the worker last said anything, on the run's clock.
@@ -45,6 +46,7 @@ class Slot:
     num_threads: int
     child: Child | None = None
     turn: tuple[str, ...] = ()
+    num_in_turn: int = 1
     may_be_joined: bool = False
     attending: str | None = None
     last_report: float = 0.0

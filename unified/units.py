@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from schedulers.base import JobView
 from unified.grouping import Candidate, Rules, group
 from unified.ledger import JobRecord
+from unified.packing import stack_demand
 from unified.placement import Placement
 from unified.slots import Slot
 from unified.stacks import Stacks
@@ -35,16 +36,41 @@ class Unit:
     def view(self) -> JobView:
         """Return what a scheduler may know of it: a stack is as large as all its jobs and as long as its longest."""
         views = [record.view() for record in self.records]
+        if len(views) == 1:
+            return views[0]
         longest = max(views, key=lambda view: view.steps_total - view.steps_done)
+        deadlines = [(view.deadline, view.is_deadline_soft) for view in views if view.deadline is not None]
+        deadline, is_soft = min(deadlines, default=(None, False))
         return replace(
             views[0],
+            waiting_since=min(view.waiting_since or view.submit_time for view in views),
+            num_members=len(views),
+            user_shares=_shares(views),
+            priority=min(view.priority for view in views),
+            weight=sum(view.weight for view in views),
+            deadline=deadline,
+            is_deadline_soft=is_soft,
             num_parameters=sum(view.num_parameters for view in views),
             num_epochs=longest.num_epochs,
             steps_per_epoch=longest.steps_per_epoch,
             steps_total=longest.steps_total,
             steps_done=longest.steps_done,
+            step_seconds=longest.step_seconds,
+            attained_seconds=sum(view.attained_seconds for view in views),
+            num_preemptions=max(view.num_preemptions for view in views),
+            memory_resident_bytes=sum(view.memory_resident_bytes for view in views),
+            memory_peak_bytes=stack_demand([record.demand for record in self.records]).peak_bytes,
             slot_id=self.slot,
         )
+
+
+def _shares(views: Sequence[JobView]) -> tuple[tuple[str, float], ...]:
+    """Return the users of a stack, each with the part of its members that is theirs."""
+    parts: dict[str, float] = {}
+    for view in views:
+        for user, part in view.user_shares:
+            parts[user] = parts.get(user, 0.0) + part / len(views)
+    return tuple(parts.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from schedulers.base import (
     SlotView,
     Steps,
     Submitted,
+    TurnCut,
     TurnDone,
     WorkerLost,
 )
@@ -68,7 +69,7 @@ class SimulatedRun:
 
     def decide(self) -> None:
         busy = {slot_id: turn.unit.id for slot_id, turn in self.running.items()}
-        slots = [SlotView(id=slot_id, running=busy.get(slot_id)) for slot_id in range(self.num_slots)]
+        slots = [SlotView(id=slot_id, running=(busy[slot_id],) if slot_id in busy else ()) for slot_id in range(self.num_slots)]
         for grant in self.scheduler.select(self.now, tuple(self.ready), slots):
             self.begin(grant)
 
@@ -100,7 +101,7 @@ class SimulatedRun:
 
 
 def an_event(kind: type[Event], unit_id: str, sequence: int) -> Event:
-    extra = {"steps": 1, "seconds": 1.0} if kind is TurnDone else {}
+    extra = {"steps": 1, "seconds": 1.0} if kind in {TurnDone, TurnCut} else {}
     return kind(unit_id=unit_id, sequence=sequence, **extra)
 
 

@@ -13,10 +13,11 @@ from schedulers import base
 from tests.unit.test_planning import make_record
 from unified.admission import ModelForm
 from unified.budgets import Fault
+from unified.deciding import wrong_grant
 from unified.failures import MAX_BANS, clear_suspect, fault_of_death, suspects_of
 from unified.ledger import JobRecord, Ledger, MemoryJournal
 from unified.nursery import Child, Exit, Nursery
-from unified.placement import Placement, wrong_grant
+from unified.placement import Placement
 from unified.slots import Slot
 
 
@@ -226,6 +227,6 @@ def test_signals_from_outside_are_nobodys_fault(
 )
 def test_what_a_scheduler_may_grant(grants: list[tuple[str, int]], text: str | None) -> None:
     ready = [make_record("a").view(), resident("b", 1).view()]
-    slots = [base.SlotView(id=0), base.SlotView(id=1, running="c")]
+    slots = [base.SlotView(id=0), base.SlotView(id=1, running=("c",))]
     found = wrong_grant([base.Grant(unit_id=job, slot_id=slot, quantum=base.UntilDone()) for job, slot in grants], ready, slots)
     assert found is None if text is None else text in str(found)

@@ -133,7 +133,7 @@ def test_priority_puts_the_lower_value_first_and_rotates_among_equals():
 
 
 def test_a_unit_that_may_go_anywhere_makes_room_for_one_that_is_bound():
-    slots = [SlotView(id=0), SlotView(id=1), SlotView(id=2, running="x")]
+    slots = [SlotView(id=0), SlotView(id=1), SlotView(id=2, running=("x",))]
     grants = create("fcfs").select(0.0, [A, replace(B, slot_id=0)], slots)
     assert [(grant.slot_id, grant.unit_id) for grant in grants] == [(0, "b"), (1, "a")]
 

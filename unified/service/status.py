@@ -118,7 +118,7 @@ class StatusWriter:
         partial.replace(self.root.status)
 
     def _more_counters(self) -> dict[str, int]:
-        errors = self.tally.scheduler_errors + self.conductor.num_wrong_decisions
+        errors = self.tally.scheduler_errors + self.conductor.decider.num_wrong
         return {"fenced_writes": self.store.fenced_writes, "scheduler_errors": errors}
 
     def _slot(self, slot: Slot) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""How quanta and times are spelled in the options of a scheduler."""
+
+from __future__ import annotations
+
+import re
+
+from schedulers.base import Epochs, Quantum, SchedulerConfigError, Seconds, Steps
+
+DEFAULT_QUANTUM = Seconds(2.0)  #: long against the cost of a switch, short against people's patience
+
+_QUANTUM = re.compile(r"(?P<count>\d+(?:\.\d+)?)\s*(?P<unit>steps?|epochs?|ms|s|)")
+_SECONDS_OF = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_TIME = re.compile(r"(?P<count>\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?P<unit>ms|s|min|h|d|)")
+
+
+def parse_quantum(text: str | Quantum) -> Quantum:
+    """Read the spelling of a quantum; a bare number counts steps. A quantum is returned as it is.
+
+    >>> parse_quantum("200"), parse_quantum("1epoch"), parse_quantum("500ms")
+    (Steps(count=200), Epochs(count=1), Seconds(count=0.5))
+
+    Raises:
+        SchedulerConfigError: If it is not a positive number with one of these units.
+    """
+    if not isinstance(text, str):
+        return text
+    match = _QUANTUM.fullmatch(text.strip())
+    if match is None or (match["unit"] not in ("s", "ms") and "." in match["count"]):
+        raise SchedulerConfigError(f"option 'quantum': expected e.g. 200, 200steps, 1epoch, 2s or 500ms, got {text!r}")
+    if match["unit"] in ("s", "ms"):
+        return Seconds(float(match["count"]) / (1000 if match["unit"] == "ms" else 1))
+    return (Epochs if match["unit"].startswith("epoch") else Steps)(int(match["count"]))
+
+
+def parse_seconds(text: str | Seconds, option: str = "quantum") -> Seconds:
+    """Read a quantum that must be a time, such as ``"2s"``, ``"500ms"`` or ``"10min"``; a bare number counts seconds.
+
+    Raises:
+        SchedulerConfigError: If it is not a positive time.
+    """
+    return text if isinstance(text, Seconds) else Seconds(parse_time(text, option))
+
+
+def parse_time(text: str | float, option: str) -> float:
+    """Read a time in seconds, such as ``"72h"``, ``"30min"`` or ``"1.5"``.
+
+    >>> parse_time("72h", "max_wait")
+    259200.0
+
+    Raises:
+        SchedulerConfigError: If it is not a time.
+    """
+    if not isinstance(text, str):
+        return float(text)
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        raise SchedulerConfigError(f"option {option!r}: expected a time such as 500ms, 2s, 10min, 72h or 3d, got {text!r}")
+    return float(match["count"]) * _SECONDS_OF[match["unit"]]
