@@ -144,13 +144,16 @@ class _Simulation:
         return any(unit.slot_id in (slot, None) for unit in self.waiting.values())
 
     def _renew(self) -> None:
-        """Tell of the quanta that ended while nobody waited for the slot."""
+        """Tell, in the order of their ends, of the quanta that ended while nobody waited for the slot."""
+        lapsed = []
         for units in self.running:
             for unit in units:
                 lapsed_at = unit.renew(self.now)
                 if lapsed_at is not None:
-                    steps, seconds = unit.report(lapsed_at)
-                    self.ask.tell(unit.event(TurnDone, steps=steps, seconds=seconds))
+                    lapsed.append((lapsed_at, unit.job.id, unit))
+        for lapsed_at, _, unit in sorted(lapsed, key=lambda row: row[:2]):
+            steps, seconds = unit.report(lapsed_at)
+            self.ask.tell(unit.event(TurnDone, steps=steps, seconds=seconds))
 
     def _finish(self) -> None:
         for units in self.running:
