@@ -212,9 +212,9 @@ class _Simulation:
             unit = self.running[here].pop()
             self._note_turn(unit)
             self.running[there].append(unit)
-            unit.began, unit.slot_id = self.now, there
+            unit.move(self.now, there)
             self._share(here)
-            unit.set_rate(self.now, 1.0)
+            self._share(there)
             unit.stall(self.host.switch_seconds + self.host.checkpoint_seconds)
 
     def _stop(self, unit: SimUnit, kind: type[TurnDone | TurnCut]) -> None:
@@ -244,8 +244,11 @@ class _Simulation:
     def _note_turn(self, unit: SimUnit) -> None:
         """Note that a stretch of a unit on its slot has ended, as one with the stretch that it continues."""
         assert unit.slot_id is not None
+        done = unit.done_at(self.now)
+        turn = Turn(
+            unit_id=unit.job.id, slot_id=unit.slot_id, began=unit.began, ended=self.now, seconds=done - unit.done_before
+        )
         last = unit.last_turn
-        turn = Turn(unit_id=unit.job.id, slot_id=unit.slot_id, began=unit.began, ended=self.now)
         if last is not None and self.turns[last].began == turn.began and self.turns[last].slot_id == turn.slot_id:
             self.turns[last] = turn
         else:
