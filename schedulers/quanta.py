@@ -1,4 +1,4 @@
-"""How quanta and times are spelled in the options of a scheduler."""
+"""How quanta, times and numbers are spelled in the options of a scheduler."""
 
 from __future__ import annotations
 
@@ -56,3 +56,18 @@ def parse_time(text: str | float, option: str) -> float:
     if match is None:
         raise SchedulerConfigError(f"option {option!r}: expected a time such as 500ms, 2s, 10min, 72h or 3d, got {text!r}")
     return float(match["count"]) * _SECONDS_OF[match["unit"]]
+
+
+def parse_number(text: str | float, option: str) -> float:
+    """Read a number from 0 on, such as ``"0.1"``.
+
+    Raises:
+        SchedulerConfigError: If it is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise SchedulerConfigError(f"option {option!r}: expected a number from 0 on, got {text!r}")
+    return number

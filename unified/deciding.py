@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from schedulers import base
+from schedulers.checks import wrong_grant, wrong_victims
 from schedulers.fcfs import FirstComeFirstServed
 from unified.placement import Placement
 from unified.slots import Slot
@@ -61,8 +62,9 @@ class Decider:
         now = self.clock()
         views = [_view_in_turn(unit, slots, now) for unit in running]
         try:
-            victims = self.scheduler.victims(now, views, [unit.view() for unit in left], _slot_views(left, placement, slots))
-            wrong = wrong_victims(victims, views, len(left))
+            waiting = [unit.view() for unit in left]
+            victims = self.scheduler.victims(now, views, waiting, _slot_views(left, placement, slots))
+            wrong = wrong_victims(victims, views, waiting)
         except Exception as error:  # noqa: BLE001 - it may be a plug-in
             victims, wrong = [], f"{type(error).__name__}: {error}"
         if wrong is None:
@@ -97,32 +99,3 @@ def _slot_views(ready: Sequence[Unit], placement: Placement, slots: Sequence[Slo
         )
         for slot in slots
     ]
-
-
-def wrong_grant(grants: Sequence[base.Grant], ready: Sequence[base.JobView], slots: Sequence[base.SlotView]) -> str | None:
-    """Say what is wrong with a scheduler's answer, or None: it may be a plug-in."""
-    units, free = {view.id: view for view in ready}, {view.id: view for view in slots}
-    room = {view.id: view.room for view in slots}
-    used: set[str] = set()
-    for grant in grants:
-        unit, slot = units.get(grant.unit_id), free.get(grant.slot_id)
-        if unit is None or slot is None or not slot.room:
-            return f"granted {grant.unit_id!r} on slot {grant.slot_id}, which are not both free"
-        if grant.unit_id in used or room[slot.id] == 0:
-            return f"granted {grant.unit_id!r} or slot {grant.slot_id} twice"
-        accepted = slot.accepts is None or unit.id in slot.accepts
-        if unit.slot_id != slot.id and (unit.slot_id is not None or not accepted):
-            return f"granted {grant.unit_id!r} on slot {grant.slot_id}, where it cannot run"
-        used.add(grant.unit_id)
-        room[slot.id] -= 1
-    return None
-
-
-def wrong_victims(victims: Sequence[str], running: Sequence[base.JobView], num_wanted: int) -> str | None:
-    """Say what is wrong with the choice of units that are to stop, or None."""
-    strangers = set(victims) - {view.id for view in running}
-    if strangers:
-        return f"would end the turn of {min(map(str, strangers))!r}, which has none"
-    if len(set(victims)) < len(victims) or len(victims) > num_wanted:
-        return f"would end {len(victims)} turns, of {len(set(victims))} units, for {num_wanted} that wait"
-    return None

@@ -188,7 +188,7 @@ def test_policies_say_which_fields_they_need(spelling, needs):
         ("fcfs:length=epochs", "'fcfs' has no option 'length'; it has none"),
         ("sjf:length=steps", "expected parameters or epochs, got 'steps'"),
         ("sjf:length", "expected option=value after ':', got 'length'"),
-        ("fcfs:", "expected option=value after ':', got ''"),
+        ("fcfs:", "'fcfs': expected option=value, got ''"),
         ("sjf:length=epochs,length=epochs", "option 'length' is given twice"),
         (
             "round-robin:quantum=0",

@@ -1,0 +1,65 @@
+"""What wrappers share: policies that hold a policy and change its order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from schedulers.base import (
+    JSON,
+    Event,
+    JobView,
+    Observes,
+    Preempts,
+    Quantum,
+    Scheduler,
+    SchedulerConfigError,
+    SlotView,
+    Stateful,
+)
+from schedulers.keyed import KeyPolicy
+from schedulers.ordering import victims_by_key
+
+
+class Wrapper(KeyPolicy):
+    """Base of the wrappers: all but the key is the inner policy's, which only orders.
+
+    Args:
+        inner: A policy with ``key``, such as every built-in one.
+
+    Raises:
+        SchedulerConfigError: If it has none.
+    """
+
+    def __init__(self, inner: Scheduler) -> None:
+        if not isinstance(inner, KeyPolicy):
+            raise SchedulerConfigError(
+                f"{type(self).__name__} holds policies that order units by a key; {type(inner).__name__} is not a KeyPolicy"
+            )
+        self.inner = inner
+        self.needs: frozenset[str] = inner.needs
+
+    def quantum_of(self, unit: JobView) -> Quantum:
+        """Return the inner policy's quantum."""
+        return self.inner.quantum_of(unit)
+
+    def victims(
+        self, now: float, running: Sequence[JobView], wanted: Sequence[JobView], slots: Sequence[SlotView]
+    ) -> list[str]:
+        """Name the running units whose keys are greater than those of wanted ones, if the inner policy stops any at all."""
+        if not isinstance(self.inner, Preempts):
+            return []
+        return victims_by_key(running, wanted, slots, key=lambda unit: self.key(unit, now))
+
+    def on_event(self, event: Event) -> None:
+        """Tell the inner policy."""
+        if isinstance(self.inner, Observes):
+            self.inner.on_event(event)
+
+    def state_dict(self) -> dict[str, JSON]:
+        """Return the inner policy's memory as JSON."""
+        return {"inner": self.inner.state_dict()} if isinstance(self.inner, Stateful) else {}
+
+    def load_state_dict(self, state: dict[str, JSON]) -> None:
+        """Take over a memory that ``state_dict`` returned."""
+        if isinstance(self.inner, Stateful):
+            self.inner.load_state_dict(state["inner"])
