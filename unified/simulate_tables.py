@@ -60,14 +60,14 @@ def comparison_tables(comparison: Comparison) -> list[RenderableType]:
 
 
 def admission_lines(comparison: Comparison) -> list[RenderableType]:
-    """Return a line for each policy that may refuse jobs."""
+    """Return a line for each policy, where jobs have deadlines."""
     return [
         Text(
             f"{row.policy}: accepted {row.metrics.accepted:.0f}, refused {row.metrics.refused:.0f}, "
             f"late among accepted {row.metrics.late:.0f}"
         )
         for row in comparison.rows
-        if row.has_admission
+        if comparison.setup.selection.deadline_factor is not None
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from statistics import fmean, median
 
-from schedulers.base import Admits, JobView, Scheduler
+from schedulers.base import JobView, Scheduler
 from schedulers.needs import check_needs
 from schedulers.registry import create
 from schedulers.simulation.fairness import Fairness, fairness_of
@@ -67,7 +67,6 @@ class Row:
         by_seed: Its numbers, seed by seed; once if it does not decide by estimates.
         outcome: What it made of the first workload.
         fairness: How it treated users there; None without users.
-        has_admission: It may refuse jobs.
     """
 
     policy: str
@@ -77,7 +76,6 @@ class Row:
     by_seed: tuple[Metrics, ...]
     outcome: Outcome
     fairness: Fairness | None
-    has_admission: bool
 
     @property
     def gain(self) -> float | None:
@@ -141,10 +139,8 @@ def _row(label: str, spelling: str, setup: Setup, progress: Progress, base: Row 
     assert setup.quantum is not None
     first: Outcome | None = None
     found: list[Metrics] = []
-    has_admission = False
     for jobs in setup.workloads():
         scheduler = _create(spelling, setup.quantum)
-        has_admission = isinstance(scheduler, Admits)
         outcome = simulate(jobs, scheduler, setup.host, progress=partial(_tell, progress, label, len(jobs)))
         first = first or outcome
         found.append(metrics_of(outcome, setup.host.slots))
@@ -160,7 +156,6 @@ def _row(label: str, spelling: str, setup: Setup, progress: Progress, base: Row 
         by_seed=tuple(found),
         outcome=first,
         fairness=fairness_of(first, setup.host.slots),
-        has_admission=has_admission,
     )
 
 
