@@ -94,6 +94,7 @@ class Bookkeeper:
     def begin_turn(self, slot: Slot, record: JobRecord) -> None:
         """Note that a job has a turn on ``slot``."""
         now = self.clock()
+        slot.is_ending = slot.is_ending and bool(slot.turn)
         record.is_running, slot.turn = True, (*slot.turn, record.name)
         slot.num_in_turn = len(slot.turn) if len(slot.turn) == 1 else max(slot.num_in_turn, len(slot.turn))
         record.waiting_since = now
@@ -121,7 +122,8 @@ class Bookkeeper:
     def _take_hosted(self, slot: Slot, record: JobRecord, report: messages.Hosted) -> None:
         record.is_hosting, record.step = False, report.step
         if self._turns.is_under_way(record.name):
-            self._turns.begin(record.name, self.clock(), report.step)
+            record.waiting_since = self.clock()
+            self._turns.begin(record.name, record.waiting_since, report.step)
         beside = [other for other in self.ledger.resident(slot.index) if other is not record]
         for other in beside:
             if self._may_know(record, other):
@@ -184,12 +186,14 @@ class Bookkeeper:
         record.peak_bytes = max(record.peak_bytes, report.peak_bytes)
         if report.steps:
             record.step_seconds = report.seconds / report.steps
-        self.end_turn_of(slot, record, report.seconds)
+        self.end_turn_of(slot, record, report.seconds, is_preempted=report.is_preempted)
 
-    def end_turn_of(self, slot: Slot, record: JobRecord, seconds: float | None = None) -> None:
-        """Note the end of a turn, if there was one: as its worker told after ``seconds``, or None if it was cut."""
+    def end_turn_of(self, slot: Slot, record: JobRecord, seconds: float | None = None, *, is_preempted: bool = False) -> None:
+        """Note the end of a turn, if there was one: as its worker told after ``seconds``, or None if the job or worker left."""
         if not record.is_running:
             return
+        is_cut = is_preempted or seconds is None
+        record.num_preemptions += is_preempted
         elapsed, steps = self._turns.end(record.name, self.clock(), record.step)
         lasted = elapsed if seconds is None else seconds
         record.is_running, record.waiting_since = False, self.clock()
@@ -197,7 +201,7 @@ class Bookkeeper:
         slot.forget(record.name)
         record.training_seconds += lasted
         record.slot_seconds += part
-        self.note(base.TurnCut if seconds is None else base.TurnDone, record, steps=steps, seconds=part)
+        self.note(base.TurnCut if is_cut else base.TurnDone, record, steps=steps, seconds=part)
         self.emit(
             events.TurnEnded(
                 at=self.clock(),
@@ -206,6 +210,7 @@ class Bookkeeper:
                 steps=steps,
                 seconds=lasted,
                 step=record.step,
+                is_preempted=is_preempted,
             )
         )
 

@@ -119,9 +119,10 @@ class Conductor:
         """Let idle slots begin turns, as the scheduler decides; spread parked jobs over slots that have none."""
         self._choose_stage()
         ready = [record for record in self._ledger.ready() if self._belongs(record)]
-        if not ready:
-            return
-        ready = self._make_way(ready)
+        self._preempt(self._hand_out(self._make_way(ready)) if ready else [])
+
+    def _hand_out(self, ready: Sequence[JobRecord]) -> list[Unit]:
+        """Give idle slots to those who are ready, and return the units that found no room."""
         units = {unit.leader.name: unit for unit in self._units.of(ready)}
         for grant in self.decider.select(list(units.values()), self._placement, self.slots):
             self._grant(units[grant.unit_id], self.slots[grant.slot_id], grant.quantum)
@@ -131,6 +132,7 @@ class Conductor:
         for slot in self.slots:
             if slot.running is None:
                 self._fetch_parked_job(slot)
+        return [unit for unit in units.values() if all(record.is_ready for record in unit.records)]
 
     def _make_way(self, ready: list[JobRecord]) -> list[JobRecord]:
         """Clear the slot that is kept for a job which shares with none, or not with these: who must leave it gets no turn."""
@@ -285,6 +287,14 @@ class Conductor:
         slot.may_be_joined = isinstance(quantum, base.UntilDone)
         for record in records:
             self.books.begin_turn(slot, record)
+
+    def _preempt(self, left: Sequence[Unit]) -> None:
+        """End turns for the sake of more urgent units that found no room."""
+        by_turn = {slot.running: slot for slot in self.slots}
+        for name in self.decider.victims(left, self._units.in_turn(), self._placement, self.slots):
+            slot = by_turn[name]
+            if not slot.is_ending:
+                slot.is_ending, slot.may_be_joined = slot.send(messages.EndTurn()), False
 
     def _let_join(self, slot: Slot, ready: Sequence[JobRecord]) -> None:
         """Let jobs that are left over join a turn of jobs like them, as far as they are wanted there."""

@@ -276,7 +276,7 @@ class Engine:
             records = read()
             self._ledger.add_all(records)
             for position, record in enumerate(records):
-                record.submit_time = submit_time + 1e-6 * position  # those handed in together keep their order
+                record.hand_in(submit_time + 1e-6 * position)  # those handed in together keep their order
         if self._conductor.is_active:
             self._mailbox.ask(lambda: self._announce(records))  # scheduler and listeners belong to the thread that runs
         else:

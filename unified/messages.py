@@ -69,6 +69,11 @@ class JoinTurn(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndTurn(Command):
+    """End the turn under way at the next step boundary, for all who have it; they stay. Without a turn nothing happens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WriteCheckpoint(Command):
     """Checkpoint this job at the next step boundary; it stays resident."""
 
@@ -130,13 +135,17 @@ class EpochEnded(Report):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnEnded(Report):
-    """The job's turn is over; it stands at ``step``. ``done`` if nothing is left to train."""
+    """The job's turn is over; it stands at ``step``. ``done`` if nothing is left to train.
+
+    ``is_preempted`` if it was ended by :class:`EndTurn`, before its time.
+    """
 
     step: int
     steps: int
     seconds: float
     done: bool
     peak_bytes: int
+    is_preempted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
