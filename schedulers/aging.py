@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from schedulers.base import JobView, Preempts, Scheduler, SlotView
+from schedulers.base import JobView, Scheduler, SlotView
 from schedulers.ordering import victims_by_key
 from schedulers.quanta import parse_number, parse_time
 from schedulers.wrapper import Wrapper
@@ -35,22 +35,26 @@ class Aging(Wrapper):
         """Say whether the unit, which has no turn now, has waited for so long that it comes before all others."""
         return unit.wait_seconds(now) >= self.max_wait
 
-    def key(self, unit: JobView, now: float) -> tuple[float, ...]:
+    def wrapped(self, key: tuple[float, ...], unit: JobView, now: float) -> tuple[float, ...]:
         """Return 0 and the wait of a promoted unit, so that the longest comes first; 1 and the aged key of the others."""
-        if self.is_promoted(unit, now):
-            return (0.0, -unit.wait_seconds(now), *self.inner.key(unit, now)[1:])
-        return self._aged(unit, now)
+        wait = unit.wait_seconds(now)
+        if wait >= self.max_wait:
+            return (0.0, -wait, *key[1:])
+        return self._aged(key, unit, now)
 
     def victims(
         self, now: float, running: Sequence[JobView], wanted: Sequence[JobView], slots: Sequence[SlotView]
     ) -> list[str]:
-        """Name the running units whose keys are greater than those of wanted ones, if the inner policy stops any at all."""
-        if not isinstance(self.inner, Preempts):
+        """Name the running units that are less urgent than wanted ones; none, if the inner policy does not preempt."""
+        if not self.preempts:
             return []
         has_turn = {unit.id for unit in running}  # these wait for nothing, however long ago their turns began
-        return victims_by_key(
-            running, wanted, slots, key=lambda unit: (self._aged if unit.id in has_turn else self.key)(unit, now)
-        )
+
+        def urgency(unit: JobView) -> tuple[float, ...]:
+            key = self.inner.urgency(unit, now)
+            return self._aged(key, unit, now) if unit.id in has_turn else self.wrapped(key, unit, now)
+
+        return victims_by_key(running, wanted, slots, key=urgency)
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return the inner policy's reason, and what age adds to it."""
@@ -61,6 +65,5 @@ class Aging(Wrapper):
         aged = self.weight * unit.age_seconds(now)
         return f"{self.inner.explain(unit, now)}; its age of {unit.age_seconds(now):.6g} s counts for {aged:.6g} less"
 
-    def _aged(self, unit: JobView, now: float) -> tuple[float, ...]:
-        first, *rest = self.inner.key(unit, now)
-        return (1.0, first - self.weight * unit.age_seconds(now), *rest)
+    def _aged(self, key: tuple[float, ...], unit: JobView, now: float) -> tuple[float, ...]:
+        return (1.0, key[0] - self.weight * (now - unit.submit_time), *key[1:])

@@ -48,9 +48,9 @@ class FairShare(Wrapper):
         self._sequences = Sequences()
         self._owners: dict[str, list[str]] = {}  # of the units that are here
 
-    def key(self, unit: JobView, now: float) -> tuple[float, ...]:
+    def wrapped(self, key: tuple[float, ...], unit: JobView, now: float) -> tuple[float, ...]:
         """Return the pass of the unit's owner, of several the mean by their shares, then the inner key."""
-        return (self._pass_of(unit.user_shares), *self.inner.key(unit, now))
+        return (self._pass_of(unit.user_shares), *key)
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return what the owner has had, and the inner policy's reason."""

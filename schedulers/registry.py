@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 from schedulers.aging import Aging
 from schedulers.base import Scheduler, SchedulerConfigError, Seconds
+from schedulers.drr import DeficitRoundRobin
+from schedulers.edf import EarliestDeadlineFirst
 from schedulers.fair import FairShare
 from schedulers.fcfs import FirstComeFirstServed
 from schedulers.hrrn import HighestResponseRatioNext
@@ -40,8 +42,11 @@ def the_default(quantum: str | Seconds = DEFAULT_QUANTUM) -> Aging:
 
 BUILT_INS: dict[str, tuple[Factory, str]] = {
     "fcfs": (FirstComeFirstServed, "in order of arrival, each to its end"),
-    "priority": (Priority, "lowest priority value first; equal values take turns of one epoch"),
-    "sjf": (ShortestJobFirst, "smallest first, each to its end; length=parameters (default) or epochs"),
+    "priority": (
+        Priority,
+        "lowest priority value first; equal values take turns of one epoch; preempt=epoch (default) or step",
+    ),
+    "sjf": (ShortestJobFirst, "smallest first, each to its end; length=parameters (default), epochs or seconds"),
     "round-robin": (RoundRobin, "everybody in turn; quantum=1epoch (default), or e.g. 200steps, 500ms"),
     "default": (the_default, "aging(srtf,weight=0.1,max_wait=72h)"),
     "srtf": (ShortestRemainingTimeFirst, "least time left first, by measured steps; quantum=2s (default), or e.g. 500ms"),
@@ -49,6 +54,8 @@ BUILT_INS: dict[str, tuple[Factory, str]] = {
     "las": (LeastAttainedService, "least slot time so far first; quantum=2s"),
     "2dlas": (DiscretisedLeastAttainedService, "queues by slot time so far; thresholds=1min/10min/2h (else learnt), promote=8"),
     "stride": (Stride, "least slot time by weight since it came first; quantum=2s"),
+    "drr": (DeficitRoundRobin, "rounds of equal time, or equally many steps; quantum=2s (default), or e.g. 200steps"),
+    "edf": (EarliestDeadlineFirst, "earliest deadline first; refuses a job whose deadline would not be met; quantum=2s"),
     "aging": (Aging, "wrapper: aging(srtf,weight=0.1,max_wait=72h) lets age count, and nobody wait for longer"),
     "fair": (FairShare, "wrapper: fair(srtf,by=user) gives each user the same share of the slots"),
 }

@@ -62,6 +62,25 @@ def parse(text: str) -> Spelling:
     return Spelling(name=name, class_name=class_name, options=_options(path, items), inner=inner)
 
 
+def split(text: str) -> list[str]:
+    """Split several spellings with commas between; what reads ``option=value`` belongs to the one before it.
+
+    >>> split("fcfs, 2dlas:promote=2,quantum=1s, aging(srtf,weight=0.1)")
+    ['fcfs', '2dlas:promote=2,quantum=1s', 'aging(srtf,weight=0.1)']
+
+    Raises:
+        SchedulerConfigError: If brackets do not match.
+    """
+    items = _split_brackets(f"({text})")[1] or []
+    spellings: list[str] = []
+    for item in (item.strip() for item in items):
+        if spellings and _OPTION.fullmatch(item):
+            spellings[-1] += f",{item}"
+        elif item:
+            spellings.append(item)
+    return spellings
+
+
 def _split_brackets(text: str) -> tuple[str, list[str] | None]:
     """Split ``head(item,item)``; the items are None if there are no brackets."""
     head, bracket, rest = text.partition("(")

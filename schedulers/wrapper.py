@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from schedulers.base import (
-    JSON,
-    Event,
-    JobView,
-    Observes,
-    Preempts,
-    Quantum,
-    Scheduler,
-    SchedulerConfigError,
-    SlotView,
-    Stateful,
-)
+from schedulers.base import JSON, Event, JobView, Observes, Quantum, Scheduler, SchedulerConfigError, Stateful
 from schedulers.keyed import KeyPolicy
-from schedulers.ordering import victims_by_key
 
 
 class Wrapper(KeyPolicy):
-    """Base of the wrappers: all but the key is the inner policy's, which only orders.
+    """Base of the wrappers: all but the order is the inner policy's, which only orders.
 
     Args:
         inner: A policy with ``key``, such as every built-in one.
@@ -37,18 +23,23 @@ class Wrapper(KeyPolicy):
             )
         self.inner = inner
         self.needs: frozenset[str] = inner.needs
+        self.preempts: bool = inner.preempts
+
+    def wrapped(self, key: tuple[float, ...], unit: JobView, now: float) -> tuple[float, ...]:
+        """Return what becomes of the inner policy's key of the unit."""
+        raise NotImplementedError
+
+    def key(self, unit: JobView, now: float) -> tuple[float, ...]:
+        """Return what becomes of the inner policy's key."""
+        return self.wrapped(self.inner.key(unit, now), unit, now)
+
+    def urgency(self, unit: JobView, now: float) -> tuple[float, ...]:
+        """Return what becomes of the inner policy's urgency."""
+        return self.wrapped(self.inner.urgency(unit, now), unit, now)
 
     def quantum_of(self, unit: JobView) -> Quantum:
         """Return the inner policy's quantum."""
         return self.inner.quantum_of(unit)
-
-    def victims(
-        self, now: float, running: Sequence[JobView], wanted: Sequence[JobView], slots: Sequence[SlotView]
-    ) -> list[str]:
-        """Name the running units whose keys are greater than those of wanted ones, if the inner policy stops any at all."""
-        if not isinstance(self.inner, Preempts):
-            return []
-        return victims_by_key(running, wanted, slots, key=lambda unit: self.key(unit, now))
 
     def on_event(self, event: Event) -> None:
         """Tell the inner policy."""

@@ -284,7 +284,7 @@ class Engine:
         with self._lock:
             records = read()
             for position, record in enumerate(records):
-                record.submit_time = submit_time + 1e-6 * position  # those handed in together keep their order
+                record.hand_in(submit_time + 1e-6 * position)  # those handed in together keep their order
             self._memory.restore(records)
             self._ledger.check_names(records)
             self._check_deadlines(records)

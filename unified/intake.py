@@ -156,6 +156,7 @@ class Intake:
             metrics = content["metrics"].items()
             record.metrics = {key: math.nan if value is None else value for key, value in metrics}
             record.training_seconds = float(content["training_seconds"])
+            record.first_start, record.end_time = float(content["waiting_seconds"]), float(content["completion_seconds"])
         return record
 
     def _check_fit(self, records: Sequence[JobRecord]) -> None:

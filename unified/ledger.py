@@ -147,6 +147,12 @@ class JobRecord:
         """Whether its worker process may host this user's jobs only, from the process's start to its end."""
         return self.submission.model.runs_code or self.submission.spec.colocate == "same-user"
 
+    def hand_in(self, at: float) -> None:
+        """Note when it was handed in; what an earlier run has finished counts from now on with the times that it took then."""
+        self.submit_time = at
+        if self.first_start is not None and self.end_time is not None:
+            self.first_start, self.end_time = at + self.first_start, at + self.end_time
+
     def leave_slot(self) -> None:
         """Note that the job is no longer resident anywhere."""
         self.slot = self.leaving = None

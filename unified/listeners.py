@@ -144,8 +144,8 @@ def _submitted(event: JobSubmitted) -> str:
 def _finished(event: JobFinished) -> str:
     result = metrics_text(shown_metrics(event.metrics)) or "no metrics"
     times = (
-        f"waited {seconds_text(event.waiting_seconds)}, trained {seconds_text(event.training_seconds)}, "
-        f"complete after {seconds_text(event.completion_seconds)}"
+        f"complete after {seconds_text(event.completion_seconds)}: "
+        f"waited {seconds_text(event.waiting_seconds)}, trained {seconds_text(event.training_seconds)}"
     )
     return f"finished: {result}; {times}, peak {bytes_text(event.peak_bytes)}; in {event.folder}"
 

@@ -5,9 +5,10 @@ Completion is counted from submission: time in service alone would praise a poli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean, stdev
+from typing import Any
 
 from schedulers.simulation.fairness import Fairness, fairness_of
 from schedulers.simulation.outcome import Outcome
@@ -119,8 +120,8 @@ def ratios_to(base: Metrics, metrics: Metrics) -> dict[str, float | None]:
     return ratios
 
 
-def _each(several: Sequence[Metrics], function) -> Metrics:  # noqa: ANN001 - of floats to a float
-    found = {}
+def _each(several: Sequence[Metrics], function: Callable[[list[float]], float]) -> Metrics:
+    found: dict[str, Any] = {}  # of floats, but for those that a workload without users has not
     for field in fields(Metrics):
         values = [value for metrics in several if (value := getattr(metrics, field.name)) is not None]
         found[field.name] = function(values) if values else None

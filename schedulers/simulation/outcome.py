@@ -59,12 +59,13 @@ class JobOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """A stretch of time that a unit had on a slot."""
+    """A stretch of time that a unit had on a slot; ``seconds`` is the work done in it, in seconds of a slot of its own."""
 
     unit_id: str
     slot_id: int
     began: float
     ended: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

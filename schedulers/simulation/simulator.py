@@ -93,7 +93,8 @@ class _Simulation:
         self.units: list[SimUnit] = []
         self.waiting: dict[str, SimUnit] = {}
         self.running: list[list[SimUnit]] = [[] for _ in range(host.slots)]
-        self.parked: set[int] = set()  # slots where a unit has just stopped before its end
+        self.just_stopped: list[SimUnit] = []  # before their ends, at this instant
+        self.slot_views = [SlotView(id=slot, corun_limit=host.corun_limit) for slot in range(host.slots)]
         self.refused: dict[str, str] = {}
         self.turns: list[Turn] = []
         self.num_done = 0
@@ -101,7 +102,7 @@ class _Simulation:
     def run(self) -> Outcome:
         while self.to_come or self.waiting or any(self.running):
             self.now = self._next_instant()
-            self.parked.clear()
+            self.just_stopped.clear()
             self._renew()
             self._finish()
             arrived = self._submit()
@@ -144,13 +145,16 @@ class _Simulation:
         return any(unit.slot_id in (slot, None) for unit in self.waiting.values())
 
     def _renew(self) -> None:
-        """Tell of the quanta that ended while nobody waited for the slot."""
+        """Tell, in the order of their ends, of the quanta that ended while nobody waited for the slot."""
+        lapsed = []
         for units in self.running:
             for unit in units:
                 lapsed_at = unit.renew(self.now)
                 if lapsed_at is not None:
-                    steps, seconds = unit.report(lapsed_at)
-                    self.ask.tell(unit.event(TurnDone, steps=steps, seconds=seconds))
+                    lapsed.append((lapsed_at, unit.job.id, unit))
+        for lapsed_at, _, unit in sorted(lapsed, key=lambda row: row[:2]):
+            steps, seconds = unit.report(lapsed_at)
+            self.ask.tell(unit.event(TurnDone, steps=steps, seconds=seconds))
 
     def _finish(self) -> None:
         for units in self.running:
@@ -212,9 +216,9 @@ class _Simulation:
             unit = self.running[here].pop()
             self._note_turn(unit)
             self.running[there].append(unit)
-            unit.began, unit.slot_id = self.now, there
+            unit.move(self.now, there)
             self._share(here)
-            unit.set_rate(self.now, 1.0)
+            self._share(there)
             unit.stall(self.host.switch_seconds + self.host.checkpoint_seconds)
 
     def _stop(self, unit: SimUnit, kind: type[TurnDone | TurnCut]) -> None:
@@ -229,7 +233,7 @@ class _Simulation:
     def _wait(self, unit: SimUnit) -> None:
         assert unit.slot_id is not None
         self.waiting[unit.job.id] = unit
-        self.parked.add(unit.slot_id)
+        self.just_stopped.append(unit)
 
     def _share(self, slot: int) -> None:
         rate = self.host.rate(len(self.running[slot]))
@@ -239,13 +243,17 @@ class _Simulation:
     def _overhead(self, unit: SimUnit, slot: int) -> float:
         if unit.goes_on(self.now, slot):
             return 0.0
-        return self.host.switch_seconds + (self.host.checkpoint_seconds if slot in self.parked else 0.0)
+        has_parked = any(other.slot_id == slot for other in self.just_stopped)
+        return self.host.switch_seconds + (self.host.checkpoint_seconds if has_parked else 0.0)
 
     def _note_turn(self, unit: SimUnit) -> None:
         """Note that a stretch of a unit on its slot has ended, as one with the stretch that it continues."""
         assert unit.slot_id is not None
+        done = unit.done_at(self.now)
+        turn = Turn(
+            unit_id=unit.job.id, slot_id=unit.slot_id, began=unit.began, ended=self.now, seconds=done - unit.done_before
+        )
         last = unit.last_turn
-        turn = Turn(unit_id=unit.job.id, slot_id=unit.slot_id, began=unit.began, ended=self.now)
         if last is not None and self.turns[last].began == turn.began and self.turns[last].slot_id == turn.slot_id:
             self.turns[last] = turn
         else:
@@ -259,13 +267,10 @@ class _Simulation:
         return [unit.running_view(self.now) for units in self.running for unit in units] + self._ready()
 
     def _slot_views(self) -> list[SlotView]:
-        just_stopped = [unit for unit in self.waiting.values() if unit.ended == self.now] if self.parked else []
-        return [
-            SlotView(
-                id=slot,
-                running=tuple(unit.job.id for unit in units),
-                corun_limit=self.host.corun_limit,
-                prefers=frozenset(unit.job.id for unit in just_stopped if unit.slot_id == slot),
-            )
-            for slot, units in enumerate(self.running)
-        ]
+        """Return what a scheduler sees of the slots; a unit that has just stopped is best placed where it was."""
+        for slot, units in enumerate(self.running):
+            running = tuple([unit.job.id for unit in units])
+            prefers = frozenset([unit.job.id for unit in self.just_stopped if unit.slot_id == slot])
+            if running != self.slot_views[slot].running or prefers != self.slot_views[slot].prefers:
+                self.slot_views[slot] = SlotView(id=slot, running=running, corun_limit=self.host.corun_limit, prefers=prefers)
+        return list(self.slot_views)

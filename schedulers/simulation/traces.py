@@ -116,12 +116,16 @@ class Trace:
         work = sum(row.duration for row in chosen)
         scale = work / (selection.load * selection.slots * (last - first)) if last > first else 1.0
         random = Random(selection.seed)
-        return [self._job(row, (row.submit - first) * scale, selection, random) for row in chosen]
+        return [
+            self._job(row, f"{index:06} {row.values['job_id']}", (row.submit - first) * scale, selection, random)
+            for index, row in enumerate(chosen)
+        ]
 
-    def _job(self, row: _Row, submit: float, selection: Selection, random: Random) -> SimJob:
+    def _job(self, row: _Row, name: str, submit: float, selection: Selection, random: Random) -> SimJob:
+        """Return a row as a job; its name begins with its place, as policies let ties go by name."""
         factor = selection.deadline_factor
         return SimJob(
-            id=row.values["job_id"],
+            id=name,
             submit_time=submit,
             seconds=row.duration,
             user=row.values.get(selection.users_column, "") if selection.users_column in self.columns else "",

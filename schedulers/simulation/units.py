@@ -27,7 +27,7 @@ class SimUnit:
             self.steps_per_epoch = ceil(job.steps_total / job.num_epochs)
             self.steps_total = job.steps_total
         self.step_seconds = job.seconds / self.steps_total
-        self.done = self.rate = self._told = 0.0
+        self.done = self.done_before = self.rate = self._told = 0.0
         self._steps_told = self._sequence = self.preemptions = self.cuts = 0
         self.since = self.ended = self.began = self.turn_began = job.submit_time
         self.finish_at = self.quantum_at = inf
@@ -42,7 +42,7 @@ class SimUnit:
     def start(self, now: float, slot_id: int, quantum: Quantum, overhead: float) -> None:
         """Begin a turn; nothing is done in its first ``overhead`` seconds. ``set_rate`` must follow."""
         if not self.goes_on(now, slot_id):
-            self.began = now
+            self.began, self.done_before = now, self.done
         if self.first_start is None:
             self.first_start = now
         elif self.ended < now:
@@ -63,6 +63,10 @@ class SimUnit:
             self.since = now
         self.rate = rate
         self._foresee()
+
+    def move(self, now: float, slot_id: int) -> None:
+        """Go on elsewhere. ``set_rate`` must follow."""
+        self.began, self.done_before, self.slot_id = now, self.done_at(now), slot_id
 
     def stall(self, seconds: float) -> None:
         """Do nothing for so long from the last change of the rate on."""

@@ -121,6 +121,9 @@ def test_resuming_a_run_that_is_done_trains_nothing(plain_run, jobs):
     assert {line["job"] for line in told if line["event"] == "JobFinished"} == set(MEMBERS)
     assert not [line for line in told if line["event"] == "TurnStarted"]
     assert before == {path: path.stat().st_mtime_ns for path in before}
+    sealed = {name: json.loads((out / name / "result.json").read_text())["completion_seconds"] for name in MEMBERS}
+    took = {line["job"]: line["completion_seconds"] for line in told if line["event"] == "JobFinished"}
+    assert took == pytest.approx(sealed)
 
 
 # ---- a run in which one job fails, and others bring tables

@@ -53,14 +53,15 @@ def submitted(job, **changes):
 
 def test_final_table_has_a_line_per_job_with_its_times_and_metrics():
     summary = follow(make_run(seed=3, num_jobs=5, failures=1))
-    title, *lines, total = rendered(final_table(summary))
+    title, *lines, total, since = rendered(final_table(summary))
     assert cells(title) == [
         "job",
         "user",
         "state",
+        "complete",
+        "slowdown",
         "waiting",
         "training",
-        "complete",
         "peak",
         "metrics, or the reason",
     ]
@@ -69,6 +70,8 @@ def test_final_table_has_a_line_per_job_with_its_times_and_metrics():
     assert lines[0].endswith("11 MiB  accuracy 0.9167, test_loss 0.01337, train_loss 0.0107")
     assert lines[-1].endswith("–  loss is nan (log: out/x/job.log)")
     assert total.startswith("5 jobs: 4 finished, 1 failed; all in ")
+    assert since.startswith("completion since submission mean ")
+    assert "; slowdown mean " in since
 
 
 def test_final_table_of_a_narrow_terminal_loses_no_text():

@@ -180,7 +180,7 @@ class Narrator:
         self.files.log(
             event.job,
             f"finished: {metrics_text({name: event.metrics[name] for name in event.metrics if 'loss' in name})}; "
-            f"trained {seconds_text(event.training_seconds)}, complete after {seconds_text(event.completion_seconds)}",
+            f"complete after {seconds_text(event.completion_seconds)}, trained {seconds_text(event.training_seconds)}",
         )
         self._leave(event.job)
 
