@@ -44,7 +44,6 @@ class Conductor:
 
     Attributes:
         books: The jobs, and everybody who is told of what happens to them.
-        scheduler: Who runs next.
         nursery: Where workers come from.
         planner: Knows the devices and their memory.
         deterministic: Workers use deterministic kernels only.
@@ -55,7 +54,6 @@ class Conductor:
     """
 
     books: Bookkeeper
-    scheduler: base.Scheduler
     nursery: Nursery
     planner: Planner
     deterministic: bool
@@ -67,7 +65,7 @@ class Conductor:
     _oom: OomWatch = field(default_factory=OomWatch)
 
     def __post_init__(self) -> None:
-        self.decider = Decider(scheduler=self.scheduler, name=self.books.scheduler_name, clock=self.books.clock)
+        self.decider = Decider(scheduler=self.books.telling.scheduler, name=self.books.telling.name, clock=self.books.clock)
         self.stages = Stages(
             planner=self.planner, nursery=self.nursery, deterministic=self.deterministic, confinement=self.confinement
         )

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from schedulers import base
 from schedulers.checks import wrong_grant, wrong_victims
 from schedulers.fcfs import FirstComeFirstServed
+from schedulers.needs import check_needs
 from unified.placement import Placement
 from unified.slots import Slot
 from unified.units import Unit
 
+#: What is known of every unit; of utilisation nothing is.
+SUPPLIED = frozenset(item.name for item in fields(base.JobView)) - {"utilisation"}
+
 logger = logging.getLogger(__name__)
+
+
+def check_supplied(scheduler: base.Scheduler, name: str) -> None:
+    """Check that a scheduler decides by what the engine knows of units.
+
+    Raises:
+        SchedulerConfigError: If it does not, or does not say what it decides by.
+    """
+    needs = getattr(scheduler, "needs", None)  # a plug-in may lack it
+    if not isinstance(needs, frozenset):
+        raise base.SchedulerConfigError(
+            f"scheduler {name!r}: expected needs, a frozenset of fields of JobView, got {needs!r}; add it"
+        )
+    check_needs(name, needs, SUPPLIED, "a job here")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,6 +89,35 @@ class Decider:
             return victims
         self._note_wrong(wrong, "nobody's turn is ended")
         return []
+
+    def refusal(self, unit: base.JobView, accepted: Sequence[base.JobView], slots: Sequence[base.SlotView]) -> str | None:
+        """Ask why a unit cannot be accepted beside those that were; None if it can, or nobody minds."""
+        if not isinstance(self.scheduler, base.Admits):
+            return None
+        try:
+            refusal = self.scheduler.refusal(self.clock(), unit, accepted, slots)
+        except Exception as error:  # noqa: BLE001 - it may be a plug-in
+            self._note_wrong(f"{type(error).__name__}: {error}", f"{unit.id} is accepted")
+            return None
+        if refusal is not None and not isinstance(refusal, str):
+            self._note_wrong(f"gave {refusal!r} as the reason to refuse a unit", f"{unit.id} is accepted")
+            return None
+        return refusal
+
+    def explain(self, unit: base.JobView) -> str:
+        """Return a line that says why a unit stands where it stands in the scheduler's order."""
+        if not isinstance(self.scheduler, base.Explains):
+            return self.name
+        try:
+            text = self.scheduler.explain(unit, self.clock())
+        except Exception as error:  # noqa: BLE001 - it may be a plug-in
+            self._note_wrong(f"{type(error).__name__}: {error}", "nothing is explained")
+            return self.name
+        return f"{self.name}: {' '.join(str(text).split())}"
+
+    def reasons(self, units: Sequence[Unit]) -> dict[str, str]:
+        """Return for each job of these units why its unit stands where it stands."""
+        return {record.name: why for unit in units for why in [self.explain(unit.view())] for record in unit.records}
 
     def _note_wrong(self, wrong: str, instead: str) -> None:
         self.num_wrong += 1

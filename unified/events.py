@@ -144,6 +144,14 @@ class JobFinished(JobEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineAtRisk(JobEvent):
+    """The job is ``predicted`` to be done after its ``deadline``, both on the run's clock, even if it trained from now on."""
+
+    predicted: float
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobHosted(JobEvent):
     """The job is resident on ``slot`` at ``step``, beside ``company``; ``damaged`` checkpoints were passed over."""
 

@@ -107,7 +107,7 @@ class Intake:
 
     def _read(self, folders: Sequence[Path], *, staged: bool, always_time: bool = False) -> list[tuple[Inspected, ...]]:
         planner = self.planner
-        is_timed = planner.is_on_cpu and (always_time or planner.chooses_threads)
+        is_timed = planner.is_on_cpu and (always_time or planner.needs_trials)
         requests = [
             Inspect(
                 folder=folder,
@@ -220,8 +220,6 @@ def _warn_of_options_without_effect(submission: Submission) -> None:
     spec = submission.spec
     if spec.metrics and submission.test is None:
         logger.warning("job %r: metrics have no effect without data.test", spec.name)
-    if spec.deadline_seconds is not None:
-        logger.warning("job %r: deadline_seconds has no effect: no scheduler of this version looks at it", spec.name)
 
 
 def job_folders(folder: Path) -> list[Path]:

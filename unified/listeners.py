@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from unified.events import (
+    DeadlineAtRisk,
     EpochDone,
     Event,
     JobCancelled,
@@ -169,6 +170,7 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
     EpochDone: lambda event: metrics_text(shown_metrics(event.metrics)),
     StackFormed: lambda event: f"leads a {stack_text(event.members, event.speedup)}",
     StackRefused: _stack_refused,
+    DeadlineAtRisk: lambda event: f"will miss its deadline by {seconds_text(event.predicted - event.deadline)} or more",
     JobPaused: lambda event: f"paused at step {event.step}",
     JobResumed: lambda event: f"waits for its turn again, from step {event.step}",
     JobCancelled: lambda event: "cancelled",

@@ -13,8 +13,15 @@ from schedulers import base, registry
 from tests.integration.batches import assert_equals_alone, make_spec
 from unified import events
 
-NAMES = ["conv", "lstm", "mlp"]
-POLICIES = ["srtf:quantum=20ms", "round-robin"]
+NAMES = ["conv", "mlp"]
+POLICIES = [
+    "round-robin",
+    "srtf:quantum=20ms",
+    "drr:quantum=20ms",
+    "aging(srtf(quantum=20ms))",
+    "fair(las(quantum=20ms))",
+    "edf:quantum=20ms",
+]
 
 
 class Restless:
@@ -56,11 +63,11 @@ class Turns:
 def test_turns_that_end_early_at_random_leave_no_trace(policy: str) -> None:
     turns = Turns()
     with unified.Engine(scheduler=Restless(policy), slots=1, threads=1, listeners=[turns]) as engine:
-        engine.submit_all([make_spec(name, epochs=15) for name in NAMES])
+        engine.submit_all([make_spec(name, epochs=9) for name in NAMES])
         results = list(engine.run())
     assert sorted(result.name for result in results) == NAMES
     for result in results:
-        assert_equals_alone(result, epochs=15)
+        assert_equals_alone(result, epochs=9)
     assert turns.preempted()
 
 
@@ -68,7 +75,7 @@ def test_a_shorter_job_that_becomes_ready_takes_the_slot_at_the_next_step() -> N
     turns = Turns()
 
     def resume(event: events.Event) -> None:
-        if isinstance(event, events.StepsDone) and event.job == "conv" and event.step > 60:
+        if isinstance(event, events.StepsDone) and event.job == "conv" and engine.state("mlp") is unified.JobState.PAUSED:
             engine.resume("mlp")
 
     with unified.Engine(scheduler="srtf:quantum=1h", slots=1, threads=1, listeners=[turns, resume]) as engine:
@@ -78,5 +85,18 @@ def test_a_shorter_job_that_becomes_ready_takes_the_slot_at_the_next_step() -> N
     assert list(results) == ["mlp", "conv"]
     assert_equals_alone(results["conv"], epochs=50)
     assert turns.preempted() == {"conv"}
-    first, second, *_ = [event for event in turns.ended if event.job == "conv"]
-    assert (first.steps, first.is_preempted, second.is_preempted) == (50, False, True)
+    assert [event.is_preempted for event in turns.ended if event.job == "conv"] == [True, False]
+
+
+def test_a_deadline_that_cannot_be_kept_is_refused_and_a_soft_one_is_told_to_be_missed() -> None:
+    told: list[events.Event] = []
+    with unified.Engine(scheduler="edf", slots=1, threads=1, listeners=[told.append]) as engine:
+        with pytest.raises(unified.InvalidSubmission, match=r"earliest deadline that would be met") as error:
+            engine.submit_all([make_spec("conv", deadline_seconds=3600.0), make_spec("mlp", deadline_seconds=1e-6)])
+        assert [(problem.code, problem.job) for problem in error.value.problems] == [("E-DEADLINE", "mlp")]
+        engine.submit_all(
+            [make_spec("mlp", deadline_seconds=1e-6, deadline_kind="soft"), make_spec("conv", deadline_seconds=3600.0)]
+        )
+        finished = [result.name for result in engine.run()]
+    assert finished == ["conv", "mlp"]
+    assert [event.job for event in told if isinstance(event, events.DeadlineAtRisk)] == ["mlp"]

@@ -11,7 +11,7 @@ from schedulers import registry
 from unified import cli
 from unified.errors import DoesNotFitError, InvalidSubmission, Problem
 
-COMMANDS = ("run", "inspect", "keygen", "sign", "schedulers", "version")
+COMMANDS = ("run", "inspect", "keygen", "sign", "simulate", "schedulers", "version")
 
 
 def options(*arguments):

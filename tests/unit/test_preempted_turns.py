@@ -17,8 +17,16 @@ from tests.unit.stacks import StackHost, assert_equals_plain, make_stack
 from tests.unit.test_trainer import assert_same_rows, assert_same_weights, make_data, make_job, make_member, make_model
 from unified.member import Member
 
-POLICIES = ["fcfs", "priority", "sjf", "round-robin:quantum=7", "srtf:quantum=5ms"]
-EXAMPLES = settings(max_examples=12, deadline=None)
+POLICIES = [
+    "fcfs",
+    "priority",
+    "round-robin:quantum=7",
+    "aging(srtf(quantum=5ms),weight=0.1)",
+    "drr:quantum=3steps",
+    "fair(las(quantum=5ms))",
+    "edf:quantum=5ms",
+]
+EXAMPLES = settings(max_examples=8, deadline=None)
 
 
 def perceptron() -> nn.Module:

@@ -190,6 +190,10 @@ class Narrator:
             others, speedup = plural(len(event.members) - 1, "other job"), f"{event.speedup:.1f} times faster than side by side"
             self.files.log(name, f"steps as one with {others} like it, {speedup}")
 
+    def at_risk(self, event: events.DeadlineAtRisk) -> None:
+        """A job will be late."""
+        self.files.log(event.job, f"WILL MISS ITS DEADLINE by {seconds_text(event.predicted - event.deadline)} or more")
+
     def paused(self, event: events.JobPaused) -> None:
         """A job is set aside."""
         self.files.log(event.job, f"paused at step {event.step}")
@@ -220,6 +224,7 @@ _TELLERS: dict[type[events.Event], Callable[[Narrator, Any], None]] = {
     events.JobFailed: Narrator.failed,
     events.JobFinished: Narrator.finished,
     events.JobPaused: Narrator.paused,
+    events.DeadlineAtRisk: Narrator.at_risk,
     events.StackFormed: Narrator.stack_formed,
     events.JobCancelled: Narrator.cancelled,
 }

@@ -64,6 +64,7 @@ class Ticks:
                 run=ask(self.supervisor.watchdog.ask_for_checkpoints),
             ),
             Tick(name="watch", seconds=min(1.0, config.stall_seconds / 4), run=ask(self.supervisor.watchdog.watch)),
+            Tick(name="policy", seconds=5.0 * scale, run=ask(self.supervisor.save_policy)),
             Tick(name="status", seconds=1.0, run=ask(self.supervisor.write_status)),
             Tick(name="disk", seconds=30.0 * scale, run=self.disk),
             Tick(name="retention", seconds=600.0 * scale, run=self.retention, own_thread=True),
@@ -181,7 +182,7 @@ class Ticks:
 
     def _order(self, waiting: Sequence[JobRecord]) -> list[str]:
         try:
-            return ranking(waiting, self.supervisor.books.scheduler)[0]
+            return ranking(waiting, self.supervisor.books.telling.scheduler)[0]
         except Exception:  # noqa: BLE001 - it may be a plug-in; that it fails is told where turns are given out
             return [record.name for record in sorted(waiting, key=lambda record: record.submit_time)]
 

@@ -10,12 +10,13 @@ from schedulers import base
 from unified.admission import Submission
 from unified.bookkeeper import Bookkeeper
 from unified.errors import InvalidSubmission
-from unified.job_state import JobState
+from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, submitted_event
 from unified.queue.records import JobRow
 from unified.queue.root import Root
 from unified.queue.store import JobStore
 from unified.service.admissions import from_json
+from unified.service.deadline_door import DeadlineDoor
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class WorkingSet:
         started: When the run's clock was 0, in seconds since 1970.
         trust_in: Whether a job's model may still be loaded if that runs code; a SHA-256: that file alone.
         must_check_again: Told of a job whose files are not where its check found them, or which may no longer run its code.
+        door: Who may not come in for its deadline's sake.
     """
 
     books: Bookkeeper
@@ -43,24 +45,33 @@ class WorkingSet:
     started: float
     trust_in: Callable[[JobRow], bool | str]
     must_check_again: Callable[[JobRow], None]
+    door: DeadlineDoor
 
     def refresh(self) -> None:
         """Take in jobs that wait now; let go of those that no longer do, and of those that left their slots for good."""
         ledger = self.books.ledger
         for record in ledger.all():
             if record.slot is None and record.state is not JobState.QUEUED:
-                ledger.remove(record.name)
+                self._let_go(record)
         rows = {row.id: row for row in self.store.waiting(self.window)}
         for record in ledger.all():
             row = rows.get(record.name)
             if record.slot is None and (row is None or row.epoch != record.epoch):
-                ledger.remove(record.name)
-        new = [record for row in rows.values() if row.id not in ledger if (record := self._record(row)) is not None]
+                self._let_go(record)
+        new = self.door.let_in(
+            [(row, record) for row in rows.values() if row.id not in ledger if (record := self._record(row)) is not None]
+        )
         if new:
             ledger.add_all(new)
         for record in new:
             self.books.note(base.Submitted, record)
             self.books.emit(submitted_event(record))
+
+    def _let_go(self, record: JobRecord) -> None:
+        """Take a job out; the scheduler must not wait for one that is not there."""
+        self.books.ledger.remove(record.name)
+        if record.state not in ENDED:
+            self.books.note(base.Paused, record)
 
     def _is_trusted(self, submission: Submission, row: JobRow) -> bool:
         """Whether a job may go to a worker: the settings may have changed since it was checked."""
@@ -89,6 +100,7 @@ class WorkingSet:
             trial_seconds={} if trial is None else {1: trial},
             first_start=None if row.started_time is None else row.started_time - self.started,
             training_seconds=row.training_seconds,
+            slot_seconds=row.training_seconds,  # more than its part, if it was in a stack
             peak_bytes=row.memory_bytes or submission.estimate.peak_bytes,
             is_alone=row.is_alone,
             num_job_failures=row.num_job_failures,
