@@ -182,7 +182,7 @@ class Ticks:
 
     def _order(self, waiting: Sequence[JobRecord]) -> list[str]:
         try:
-            return ranking(waiting, self.supervisor.books.telling.scheduler)[0]
+            return ranking(waiting, self.supervisor.books.telling.scheduler)
         except Exception:  # noqa: BLE001 - it may be a plug-in; that it fails is told where turns are given out
             return [record.name for record in sorted(waiting, key=lambda record: record.submit_time)]
 
