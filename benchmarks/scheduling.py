@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     settings = Settings(traces=options.traces, jobs=QUICK_JOBS if options.quick else 1200, seeds=options.seeds)
     console = Console(width=max(Console().width, TABLE_WIDTH))
+    commit = git_commit()  # before: it runs for minutes, and others may work here
     findings = _findings(settings, console)
     aims = aims_of(findings)
     print_findings(findings, console)
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_aims(aims, console, scale=scale)
     report = {
         "command": f"python -m benchmarks.scheduling {' '.join(_words(arguments, options.traces))}",
-        "git_commit": git_commit(),
+        "git_commit": commit,
         "machine": asdict(describe_machine()),
         "versions": versions(),
         "settings": {"jobs": settings.jobs, "seeds": settings.seeds, "load": settings.load, "sigma": settings.sigma},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from schedulers.base import (
     JSON,
     Cancelled,
@@ -47,6 +49,7 @@ class FairShare(Wrapper):
         self._passes = Passes()
         self._sequences = Sequences()
         self._owners: dict[str, list[str]] = {}  # of the units that are here
+        self._num_units: Counter[str] = Counter()  # that are here, of each owner
 
     def wrapped(self, key: tuple[float, ...], unit: JobView, now: float) -> tuple[float, ...]:
         """Return the pass of the unit's owner, of several the mean by their shares, then the inner key."""
@@ -64,17 +67,12 @@ class FairShare(Wrapper):
         if not self._sequences.is_news(event):
             return
         if isinstance(event, Submitted | Resumed):
-            self._owners[event.unit_id] = [owner for owner, _ in event.user_shares]
-            for owner in self._owners[event.unit_id]:
-                self._passes.join(owner)
+            self._come(event.unit_id, [owner for owner, _ in event.user_shares])
         elif isinstance(event, TurnDone | TurnCut):
             for owner, share in event.user_shares:
                 self._passes.charge(owner, share * event.seconds / event.weight)
         elif isinstance(event, Paused | Finished | Failed | Cancelled):
-            left = self._owners.pop(event.unit_id, [])
-            here = {owner for owners in self._owners.values() for owner in owners}
-            for owner in set(left) - here:
-                self._passes.leave(owner, for_good=False)
+            self._go(event.unit_id)
 
     def state_dict(self) -> dict[str, JSON]:
         """Return the owners' passes and the inner policy's memory as JSON."""
@@ -90,7 +88,23 @@ class FairShare(Wrapper):
         super().load_state_dict(state)
         self._passes.load_state_dict(state["passes"])
         self._owners = {unit: list(owners) for unit, owners in state["owners"].items()}
+        self._num_units = Counter(owner for owners in self._owners.values() for owner in owners)
         self._sequences.load_state_dict(state["sequences"])
 
+    def _come(self, unit_id: str, owners: list[str]) -> None:
+        self._go(unit_id)
+        self._owners[unit_id] = owners
+        for owner in owners:
+            self._num_units[owner] += 1
+            self._passes.join(owner)
+
+    def _go(self, unit_id: str) -> None:
+        for owner in self._owners.pop(unit_id, []):
+            self._num_units[owner] -= 1
+            if not self._num_units[owner]:
+                self._passes.leave(owner, for_good=False)
+
     def _pass_of(self, shares: tuple[tuple[str, float], ...]) -> float:
+        if len(shares) == 1:  # nearly always, and asked for every unit in every decision
+            return self._passes.of(shares[0][0])
         return sum(share * self._passes.of(owner) for owner, share in shares)

@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import TypeAlias
@@ -117,6 +118,54 @@ def available() -> dict[str, str]:
     """
     plug_ins = {name: f"plug-in {plug_in.value}" for name, plug_in in _plug_ins().items()}
     return {name: help_line for name, (_, help_line) in BUILT_INS.items()} | plug_ins
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A scheduler in the list of all.
+
+    Attributes:
+        name: What it is called.
+        needs: What it decides by, sorted; a wrapper decides by what its inner one needs, too.
+        help: What it does, in one line.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    help: str
+
+
+def listed() -> list[Listed]:
+    """Return all schedulers that have names, plug-ins last; one that cannot be imported says so in its help.
+
+    Raises:
+        SchedulerConfigError: If a plug-in takes a name that another scheduler has.
+    """
+    built_ins = []
+    for name, (factory, help_line) in BUILT_INS.items():
+        scheduler = factory(FirstComeFirstServed()) if _is_wrapper(factory) else factory()
+        built_ins.append(Listed(name=name, needs=_needs_shown(factory, scheduler), help=help_line))
+    return built_ins + [_listed_plug_in(name, plug_in) for name, plug_in in _plug_ins().items()]
+
+
+def _listed_plug_in(name: str, plug_in: EntryPoint) -> Listed:
+    origin = f"plug-in {plug_in.value}"
+    try:
+        factory = _load(name, plug_in)
+    except SchedulerConfigError as error:
+        return Listed(name=name, needs=(), help=f"{origin}: {error}")
+    does = (inspect.getdoc(factory) or "").partition("\n")[0]
+    return Listed(name=name, needs=_needs_shown(factory, factory), help=f"{does} ({origin})" if does else origin)
+
+
+def _needs_shown(factory: Factory, has_needs: object) -> tuple[str, ...]:
+    needs = getattr(has_needs, "needs", frozenset())
+    own = sorted(needs) if isinstance(needs, frozenset) else []
+    return (*own, "those of the inner one") if _is_wrapper(factory) else tuple(own)
+
+
+def _is_wrapper(factory: Factory) -> bool:
+    return "inner" in inspect.signature(factory).parameters
 
 
 def _find(parsed: Spelling) -> Factory:

@@ -5,14 +5,16 @@ The time that a job trained says nothing of how long its owner waited; so it onl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
+
+from schedulers.simulation.metrics import percentile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """What a list of values comes to; percentiles as :func:`percentile`."""
+    """What a list of values comes to; percentiles as the simulator's, one of the values."""
 
     mean: float
     p50: float
@@ -27,15 +29,6 @@ class Spread:
             return None
         p50, p95, p99 = (percentile(ordered, share) for share in (0.5, 0.95, 0.99))
         return cls(mean=fmean(ordered), p50=p50, p95=p95, p99=p99)
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Return the value at ``int(share * n)`` of ``n`` sorted ones: one of them, never a mean of two.
-
-    >>> percentile([1.0, 2.0, 3.0, 4.0], 0.5), percentile([7.0], 0.99)
-    (3.0, 7.0)
-    """
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
 def slowdown(completion_seconds: float | None, training_seconds: float) -> float | None:

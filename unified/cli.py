@@ -183,7 +183,7 @@ def _schedulers(options: argparse.Namespace) -> int:
     from unified.tables import schedulers_table
     from unified.terminal import make_console, show
 
-    show(make_console(), schedulers_table(registry.available()))
+    show(make_console(), schedulers_table(registry.listed()))
     return 0
 
 

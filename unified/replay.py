@@ -1,8 +1,8 @@
 """What a run of the engine did, and what the simulator makes of the same jobs under the same policy. Free of torch.
 
-What the simulator is given is measured in that very run: when the policy could first see each job (reading it comes before), how
-long the slots were taken by it (its loading, and its share of turns that it had together with others, included), how long a slot
-stood still between two turns, and how long results were written after the last turn. What it adds is who had which slot when.
+What the simulator is given is measured in that very run: when the policy could first see each job (reading it comes before),
+how long the slots were taken by it (its loading, and its share of turns that it had together with others, included), how long
+a slot stood still between two turns, and how long results were written after the last turn. It adds who had which slot when.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -320,7 +321,7 @@ class RunRecord:
 
 def _neighbours(turns: Iterable[_Turn]) -> Iterator[tuple[_Turn, _Turn]]:
     ordered = sorted(turns, key=lambda turn: (turn.began, turn.ended))
-    return zip(ordered, ordered[1:], strict=False)
+    return pairwise(ordered)
 
 
 def _shares(turns_by_slot: Mapping[int, Sequence[_Turn]]) -> dict[str, float]:
@@ -330,7 +331,7 @@ def _shares(turns_by_slot: Mapping[int, Sequence[_Turn]]) -> dict[str, float]:
         times = sorted({time for turn in turns for time in (turn.began, turn.ended)})
         ordered = sorted(turns, key=lambda turn: turn.began)
         there: list[_Turn] = []
-        for begin, end in zip(times, times[1:], strict=False):
+        for begin, end in pairwise(times):
             there = [turn for turn in there if turn.ended > begin]
             while ordered and ordered[0].began <= begin:
                 there.append(ordered.pop(0))

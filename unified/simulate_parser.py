@@ -18,7 +18,8 @@ exit codes:
   130  interrupted
 
 example:
-  unified simulate trace.csv --compare fcfs,default --slots 4"""
+  unified simulate trace.csv --compare fcfs,default --slots 4
+  unified simulate results"""
 
 
 def add_simulate(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -26,7 +27,12 @@ def add_simulate(commands: Commands[argparse.ArgumentParser]) -> None:
     summary = "Say what schedulers would do to a trace of jobs: completion times, slowdown, fairness. Trains nothing."
     parser = add_command(commands, "simulate", _simulate, summary, SIMULATE_END)
     parser.add_argument(
-        "trace", nargs="?", type=Path, metavar="TRACE", help="a CSV file with the columns job_id, submit_s and duration_s"
+        "trace",
+        nargs="?",
+        type=Path,
+        metavar="TRACE",
+        help="a CSV file with the columns job_id, submit_s and duration_s; or a folder that 'unified run --out' left, to see "
+        "how far off the simulator is",
     )
     parser.add_argument("--golden", action="store_true", help="in place of a trace: the paper's case, checked to the second")
     parser.add_argument(
@@ -37,6 +43,7 @@ def add_simulate(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     _add_workload(parser)
     _add_host(parser)
+    _add_engine(parser)
     parser.add_argument("--json", action="store_true", help="print one object in place of the tables")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="write plots there")
 
@@ -88,11 +95,58 @@ def _add_host(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        action="store_true",
+        help="train small jobs like the first of the trace in the engine, scaled down, and simulate just those",
+    )
+    parser.add_argument("--engine-jobs", type=types.positive, default=20, metavar="N", help="how many (default 20)")
+    parser.add_argument(
+        "--engine-seconds", type=types.above_zero, default=60.0, metavar="S", help="their work in all (default 60)"
+    )
+    parser.add_argument(
+        "--engine-slots", type=types.positive, default=1, metavar="N", help="slots of one thread each (default 1)"
+    )
+
+
+def _play(options: argparse.Namespace) -> int:
+    from schedulers.simulation.traces import Selection
+    from unified.replay_command import play_trace
+
+    selection = Selection(
+        jobs=options.engine_jobs,
+        min_seconds=options.min_seconds,
+        max_seconds=options.max_seconds,
+        slots=options.engine_slots,
+        load=options.load,
+        sigma=0.0,
+        users_column=options.users_column,
+        deadline_factor=options.deadline_factor,
+    )
+    return play_trace(
+        options.trace,
+        selection,
+        compare=options.compare,
+        quantum=options.quantum,
+        seconds=options.engine_seconds,
+        as_json=options.json,
+    )
+
+
 def _simulate(options: argparse.Namespace) -> int:
     if (options.trace is None) == (not options.golden):
         options.parser.error("expected a TRACE, or --golden")
     if options.min_seconds > options.max_seconds:
         options.parser.error("--min-seconds is greater than --max-seconds")
+    if options.engine and options.golden:
+        options.parser.error("--engine needs a TRACE")
+    if options.trace is not None and options.trace.is_dir():
+        from unified.replay_command import replay_folder
+
+        return replay_folder(options.trace, as_json=options.json)
+    if options.engine:
+        return _play(options)
     from unified.simulate_command import SimulateOptions, golden, simulate_trace
 
     if options.golden:

@@ -16,6 +16,7 @@ from unified.quantities import MISSING
 
 _MOST_USERS = 10
 _POLICY_WIDTH = 24  #: columns; longer spellings are folded
+_RHO_WIDTH = 12
 
 _TIMES = ("mean_jct", "p50", "p95", "p99", "max", "makespan", "longest_wait")
 _REST = ("slowdown_p50", "slowdown_p95", "slowdown_p99", "preemptions", "decision_p50", "decision_p99")
@@ -31,7 +32,7 @@ def head_line(comparison: Comparison) -> RenderableType:
     )  # fmt: skip
     return Text(
         f"{setup.trace.name}: {comparison.num_jobs} jobs of {comparison.mean_seconds:,.0f} s (median "
-        f"{comparison.median_seconds:,.0f} s), {host.slots} slots, load {setup.selection.load:g}, sigma "
+        f"{comparison.median_seconds:,.0f} s)\n{host.slots} slots, load {setup.selection.load:g}, sigma "
         f"{setup.selection.sigma:g}, {seeds}, corun {host.corun:g}, quantum {comparison.quantum:,.0f} s, "
         f"placement {host.placement}{costs}"
     )
@@ -97,30 +98,32 @@ def _fairness_table(comparison: Comparison) -> RenderableType:
 
 def _users_table(comparison: Comparison) -> RenderableType:
     """Return each user's rho under each policy; of many users, those with the most slot time."""
-    outcome = comparison.rows[0].outcome
-    seconds: dict[str, float] = {}
-    for job in outcome.jobs:
-        seconds[job.user] = seconds.get(job.user, 0.0) + job.seconds
-    users = sorted(seconds, key=lambda user: (-seconds[user], user))[:_MOST_USERS]
-    which = f"the {_MOST_USERS} of {len(seconds)} users with the most slot time" if len(seconds) > len(users) else "users"
-    table = _table(f"finish-time fairness rho of {which}; above 1: slots of their own had been better", users)
+    jobs: dict[str, list[float]] = {}
+    for job in comparison.rows[0].outcome.jobs:
+        jobs.setdefault(job.user, []).append(job.seconds)
+    users = sorted(jobs, key=lambda user: (-sum(jobs[user]), user))[:_MOST_USERS]
+    which = f"; the {_MOST_USERS} of {len(jobs)} with the most slot time" if len(jobs) > len(users) else ""
+    table = _table(f"rho of users (above 1: slots of their own had been better){which}", ["jobs", "slot seconds"], first="user")
     for row in comparison.rows:
-        rho = row.fairness.rho if row.fairness else {}
-        _add(table, row.policy, *([f"{rho[user]:.2f}" if user in rho else MISSING] for user in users))
+        table.add_column(row.policy, justify="right", overflow="fold", max_width=_RHO_WIDTH)
+    for user in users:
+        rhos = [row.fairness.rho.get(user) if row.fairness else None for row in comparison.rows]
+        cells = [MISSING if rho is None else f"{rho:.2f}" for rho in rhos]
+        _add(table, user, [f"{len(jobs[user]):,}"], [f"{sum(jobs[user]):,.0f}"], *([cell] for cell in cells))
     return table
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
+def _table(title: str, columns: Sequence[str], first: str = "policy") -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0), title_style="bold")
-    table.add_column("policy", max_width=_POLICY_WIDTH, overflow="fold")
+    table.add_column(first, max_width=_POLICY_WIDTH, overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _add(table: Table, policy: str, *cells: Sequence[str]) -> None:
-    """Add a policy; each cell has a line or more."""
-    table.add_row(Text(policy), *(Text("\n".join(cell)) for cell in cells))
+def _add(table: Table, name: str, *cells: Sequence[str]) -> None:
+    """Add a policy or a user; each cell has a line or more."""
+    table.add_row(Text(name), *(Text("\n".join(cell)) for cell in cells))
 
 
 def _values(metrics: Metrics, names: Sequence[str]) -> list[float]:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from schedulers.registry import Listed
 from unified.columns import fitting, natural
 from unified.job_state import JobState
 from unified.progress import JobProgress
@@ -180,9 +181,15 @@ def members_table(members: Sequence[tuple[Submission, float | None]]) -> Rendera
     return Group(table, Text(f"{plural(len(members), 'job')}; of the first:"))
 
 
-def schedulers_table(help_lines: Mapping[str, str]) -> RenderableType:
-    """Return the schedulers, by name, each with its line of help."""
-    return _facts(help_lines)
+def schedulers_table(listed: Sequence[Listed]) -> RenderableType:
+    """Return the schedulers, each with what it needs and its line of help."""
+    table = _table()
+    table.add_column("Name", style="bold", no_wrap=True)
+    table.add_column("Who trains next", overflow="fold")
+    table.add_column("Decides by", overflow="fold")
+    for one in listed:
+        table.add_row(one.name, Text(one.help), Text(", ".join(one.needs) or MISSING))
+    return table
 
 
 def _table() -> Table:

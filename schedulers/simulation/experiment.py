@@ -24,7 +24,7 @@ _NOT_ALWAYS = frozenset(
         "memory_resident_bytes", "memory_peak_bytes", "utilisation",
     }
 )  # fmt: skip
-_ALWAYS = frozenset(field.name for field in fields(JobView)) - _NOT_ALWAYS
+ALWAYS_SUPPLIED = frozenset(field.name for field in fields(JobView)) - _NOT_ALWAYS
 _ESTIMATED = frozenset({"step_seconds", "estimate_seconds", "steps_total", "steps_done"})
 
 Progress = Callable[[str, int, int], object]  #: what runs, jobs done, jobs in all
@@ -116,7 +116,7 @@ def compare(spellings: Sequence[str], setup: Setup, progress: Progress = lambda 
     jobs = next(setup.workloads())
     quantum = auto_quantum(jobs) if setup.quantum is None else setup.quantum
     for spelling in spellings:  # what is wrong with the last one should not come out an hour later
-        supplied = _ALWAYS | setup.trace.supplied(setup.selection)
+        supplied = ALWAYS_SUPPLIED | setup.trace.supplied(setup.selection)
         check_needs(spelling, _create(spelling, quantum).needs, supplied, f"trace {setup.trace.name!r}")
     planned = [(spelling, spelling, setup.host) for spelling in spellings]
     if setup.host.corun > 1:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
+from schedulers.base import Grant, JobView, SchedulerConfigError, SlotView, UntilDone
+from schedulers.keyed import KeyPolicy
 from schedulers.registry import create
 from schedulers.simulation.golden import GOLDEN, golden_jobs
 from schedulers.simulation.outcome import Outcome
@@ -72,3 +76,80 @@ def test_switches_and_checkpoints_take_their_time() -> None:
     # a begins at 1; b, at 3, saves a (5 s), begins (1 s); a begins again (1 s)
     outcome = run("srtf:quantum=100s", [(0, 10), (3, 2)], Host(switch_seconds=1, checkpoint_seconds=5))
     assert completions(outcome) == [20, 11]
+
+
+def test_jobs_of_no_length_and_equal_times_do_no_harm() -> None:
+    for spelling in ("fcfs", "srtf", "hrrn", "round-robin", "drr", "aging(srtf)"):
+        outcome = run(spelling, [(0, 0), (0, 5), (0, 0), (5, 0), (5, 5), (0, 5)], Host(slots=2, corun=1.5))
+        assert outcome.num_wrong == 0
+        assert len(outcome.jobs) == 6
+        assert sum(turn.seconds for turn in outcome.turns) == pytest.approx(15)
+
+
+def test_estimates_of_next_to_nothing_and_of_everything_do_no_harm() -> None:
+    jobs = [
+        SimJob(id=f"{index}", submit_time=0, seconds=10, estimate_seconds=estimate)
+        for index, estimate in enumerate((1e-9, 1e300, 10.0))
+    ]
+    for spelling in ("srtf:quantum=1s", "hrrn:quantum=1s", "default"):
+        outcome = simulate(jobs, create(spelling), Host())
+        assert outcome.num_wrong == 0
+        assert max(completions(outcome)) == pytest.approx(30)
+
+
+def test_a_hundred_thousand_jobs_pass() -> None:
+    jobs = [SimJob(id=f"{index:06}", submit_time=index * 3.0, seconds=10.0) for index in range(100_000)]
+    outcome = simulate(jobs, create("fcfs"), Host(slots=4))
+    assert len(outcome.jobs) == 100_000
+    assert outcome.jobs[-1].completion == pytest.approx(99_999 * 3 + 10)
+
+
+def test_what_cannot_be_simulated_is_refused() -> None:
+    with pytest.raises(ValueError, match="job 'a': expected a finite submit time"):
+        SimJob(id="a", submit_time=float("inf"), seconds=1)
+    with pytest.raises(ValueError, match="at least one epoch"):
+        SimJob(id="a", submit_time=0, seconds=1, num_epochs=0)
+    with pytest.raises(ValueError, match="a name of its own"):
+        simulate([SimJob(id="a", submit_time=0, seconds=1)] * 2, create("fcfs"), Host())
+    for wrong in ({"slots": 0}, {"corun": 2.5}, {"placement": "here"}, {"switch_seconds": -1.0}):
+        with pytest.raises(SchedulerConfigError):
+            Host(**wrong)
+
+
+class Wrong(KeyPolicy):
+    """Grants what it may not, names victims that do not run, fails, and grants nothing, in turns."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+
+    def key(self, unit: JobView, now: float) -> tuple[float, ...]:
+        return ()
+
+    def select(self, now: float, ready: Sequence[JobView], slots: Sequence[SlotView]) -> list[Grant]:
+        self.answers += 1
+        if self.answers % 3 == 0:
+            raise RuntimeError("it is broken")
+        if self.answers % 3 == 1:
+            return [Grant(unit_id="nobody", slot_id=0, quantum=UntilDone())]
+        return []
+
+    def victims(
+        self, now: float, running: Sequence[JobView], wanted: Sequence[JobView], slots: Sequence[SlotView]
+    ) -> list[str]:
+        return ["nobody"]
+
+
+def test_wrong_answers_are_counted_and_decided_by_first_come_first_served() -> None:
+    jobs = [SimJob(id=name, submit_time=at, seconds=4) for at, name in enumerate("abcd")]
+    outcome = simulate(jobs, Wrong(), Host())
+    assert completions(outcome) == [4, 8, 12, 16]
+    assert outcome.num_wrong == 4 + 3  # a grant each, and the victims of the last three to come
+    assert outcome.wrong == "granted 'nobody' on slot 0, which are not both free"
+
+
+def test_a_job_whose_deadline_would_not_be_met_is_refused() -> None:
+    jobs = [SimJob(id="a", submit_time=0, seconds=10, deadline=11), SimJob(id="b", submit_time=1, seconds=5, deadline=7)]
+    outcome = simulate(jobs, create("edf"), Host())
+    assert [job.id for job in outcome.jobs] == ["a"]
+    assert not outcome.jobs[0].is_late
+    assert "the earliest deadline that would be met" in outcome.refused["b"]

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 from rich.segment import Segment
 
+from schedulers.registry import Listed
 from tests.unit.event_streams import make_run
 from unified.admission import DatasetRef, Estimate, ModelForm, ModelRef, Submission
 from unified.events import JobFailed, JobPaused, JobSubmitted, StepsDone, TurnStarted
@@ -172,10 +173,12 @@ def test_submission_shows_what_it_is_and_needs(tmp_path):
     assert facts["predicted"] == "0.010 s a step, 0.480 s in all, on one thread"
 
 
-def test_schedulers_are_listed_by_name():
-    assert rendered(schedulers_table({"fcfs": "in order", "sjf": "smallest first"})) == [
-        "fcfs  in order",
-        "sjf   smallest first",
+def test_schedulers_are_listed_with_what_they_decide_by():
+    listed = [Listed(name="fcfs", needs=(), help="in order"), Listed(name="edf", needs=("deadline", "weight"), help="soon")]
+    assert rendered(schedulers_table(listed)) == [
+        "Name  Who trains next  Decides by",
+        "fcfs  in order         –",
+        "edf   soon             deadline, weight",
     ]
 
 
