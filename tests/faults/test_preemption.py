@@ -1,4 +1,4 @@
-"""What is killed in the middle of a policy's decisions: who had how much is still known, and nobody's weights change."""
+"""What becomes of a policy's decisions in a service, also when it is killed in their middle; nobody's weights change."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.faults.models import Net
 from tests.faults.service import JOB, Service, assert_equal, seeded, undisturbed, until
 from tests.integration.batches import TEST, TRAIN
 from unified import events
+from unified.job_state import JobState
 
 STEP_SECONDS = 0.2  #: long against what a command takes to a worker
 
@@ -70,5 +71,24 @@ def test_a_queue_killed_in_the_middle_of_a_round_knows_who_had_how_much(tmp_path
         assert all(after[job] >= before[job] for job in jobs), (before, after)
         service.until_ended(*jobs)
         service.check_finished(*jobs)
+    finally:
+        service.close()
+
+
+def test_a_queue_refuses_what_would_be_late_and_remembers_whom_it_accepted(tmp_path: Path) -> None:
+    service = Service(tmp_path / "queue", scheduler="edf")
+    try:
+        prompt = service.submit("prompt", steps=20, job={"deadline_seconds": 3600.0})
+        hopeless = service.submit("hopeless", steps=20, job={"deadline_seconds": 0.01})
+        soft = service.submit("soft", steps=20, job={"deadline_seconds": 0.01, "deadline_kind": "soft"})
+        service.begin()
+        service.until_ended(prompt, hopeless, soft)
+        service.check_finished(prompt, soft)
+        row = service.row(hopeless)
+        assert row.state is JobState.FAILED
+        assert "E-DEADLINE" in row.reason
+        assert "the earliest deadline that would be met" in (service.queue.root.rejected / hopeless / "reason.txt").read_text()
+        assert [(service.row(job).admission or {}).get("is_accepted") for job in (prompt, hopeless)] == [True, None]
+        assert "WILL MISS ITS DEADLINE" in service.log(soft)
     finally:
         service.close()
