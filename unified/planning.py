@@ -61,9 +61,11 @@ class Planner:
         return self.is_on_cpu and self._slots is None and self._threads is None and self.num_cores > 1
 
     @property
-    def needs_trials(self) -> bool:
-        """Whether trial steps are timed before a run: on a CPU host, for the plan or for the scheduler."""
-        return self.is_on_cpu and (self.chooses_threads or self.times_steps)
+    def trial_threads(self) -> int:
+        """With how many threads steps are first timed: those that every job will have, or 1 if that is yet to be planned."""
+        if self.chooses_threads or not self.is_on_cpu:
+            return 1
+        return self._threads or max(1, self.num_cores // (self._slots or 1))
 
     def plan(self, records: Sequence[JobRecord], scheduler: base.Scheduler) -> Plan:
         """Return stages for the jobs that have not ended; a job that began earlier keeps its threads."""
@@ -92,7 +94,7 @@ class Planner:
         Time these, plan again, and so on: what a second thread brings differs between models and machines, and on a busy
         host it may cost instead.
         """
-        if not self.needs_trials:
+        if not self.chooses_threads:
             return None
         threads = plan.threads_by_job
         for record in records:
