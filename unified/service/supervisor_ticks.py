@@ -182,7 +182,7 @@ class Ticks:
 
     def _order(self, waiting: Sequence[JobRecord]) -> list[str]:
         try:
-            return ranking(waiting, self.supervisor.books.telling.scheduler)[0]
+            return ranking(waiting, self.supervisor.books.telling.scheduler)
         except Exception:  # noqa: BLE001 - it may be a plug-in; that it fails is told where turns are given out
             return [record.name for record in sorted(waiting, key=lambda record: record.submit_time)]
 
@@ -241,7 +241,7 @@ class Ticks:
             steps_done=record.step,
             loss=None if record.loss is None else finite({"loss": record.loss})["loss"],
             metrics=finite(record.metrics),
-            step_seconds=record.step_seconds or record.trial_seconds.get(record.num_threads or 1),
+            step_seconds=record.step_seconds or record.trial,
             memory_bytes=record.peak_bytes,
             training_seconds=self.supervisor.books.trained_seconds(record),
         )
