@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from schedulers import base
 from schedulers.fcfs import FirstComeFirstServed
-from unified.placement import Placement
+from unified.packer import Placements
 from unified.slots import Slot
 from unified.units import Unit
 
@@ -32,10 +32,10 @@ class Decider:
     num_wrong: int = 0
     _last_wrong: str = ""
 
-    def select(self, ready: Sequence[Unit], placement: Placement, slots: Sequence[Slot]) -> list[base.Grant]:
+    def select(self, ready: Sequence[Unit], placements: Placements, slots: Sequence[Slot]) -> list[base.Grant]:
         """Ask who runs next among the units that could begin a turn."""
         units = [unit.view() for unit in ready]
-        views = _slot_views(ready, placement, slots)
+        views = _slot_views(placements, slots)
         now = self.clock()
         try:
             grants = self.scheduler.select(now, units, views)
@@ -51,15 +51,14 @@ class Decider:
         return FirstComeFirstServed().select(now, units, views)
 
 
-def _slot_views(ready: Sequence[Unit], placement: Placement, slots: Sequence[Slot]) -> list[base.SlotView]:
-    leaders = [unit.leader for unit in ready if unit.slot is None]
-    beside = {unit.leader.name: unit.companions for unit in ready}
+def _slot_views(placements: Placements, slots: Sequence[Slot]) -> list[base.SlotView]:
     return [
         base.SlotView(
             id=slot.index,
             device=slot.device,
             running=() if slot.running is None else (slot.running,),
-            accepts=placement.accepted(slot, leaders, beside),
+            accepts=placements.accepted(slot.index),
+            prefers=placements.preferring(slot.index),
         )
         for slot in slots
     ]

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,7 @@ from unified.mailbox import Mailbox
 from unified.monitor import Monitor
 from unified.nursery import Nursery
 from unified.packing import Plan
+from unified.placing import explanation
 from unified.planning import Planner
 from unified.results import Result, result_of
 from unified.run_plan import RunPlan
@@ -171,7 +173,11 @@ class Engine:
 
     def dry_run(self) -> RunPlan:
         """Say what :meth:`run` would do: order, slots and threads, memory, shared data; nothing is started."""
-        return self._planner.describe(self._make_plan(), self._ledger.all(), self._scheduler, self._books.stacks)
+        records, now = self._ledger.all(), self.now()
+        plan = self._planner.describe(self._make_plan(), records, self._scheduler, self._books.stacks)
+        views = {record.name: record.view() for record in records}
+        jobs = [replace(job, why=explanation(self._scheduler, views[job.name], now)) for job in plan.jobs]
+        return replace(plan, jobs=tuple(jobs))
 
     def run(self) -> Iterator[Result]:
         """Train what was submitted and yield each job's result the moment it is on disk, verified.

@@ -130,7 +130,10 @@ class EpochEnded(Report):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnEnded(Report):
-    """The job's turn is over; it stands at ``step``. ``done`` if nothing is left to train."""
+    """The job's turn is over; it stands at ``step``. ``done`` if nothing is left to train.
+
+    ``peak_bytes`` is the most that it was measured to need, its neighbours aside; 0 where that cannot be measured.
+    """
 
     step: int
     steps: int

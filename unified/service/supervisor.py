@@ -40,6 +40,7 @@ from unified.service.confining import confinement_of_workers
 from unified.service.job_files import JobFiles
 from unified.service.journal import StoreJournal
 from unified.service.narrator import Narrator
+from unified.service.shortlist import Shortlist
 from unified.service.status import StatusWriter, Tally
 from unified.service.tensorboard_files import TensorboardFiles
 from unified.service.ticker import Ticker
@@ -49,6 +50,7 @@ from unified.stacks import Stacks
 
 IDLE_SECONDS = 0.25
 SAMPLE_SECONDS = 5.0  #: between two looks at the memory of all processes
+_PACKER = "packer: interference"  #: under what the packer's memory is kept; no scheduler can be called so
 REST_SECONDS = 10.0  #: after workers died before they got work
 
 logger = logging.getLogger(__name__)
@@ -155,7 +157,7 @@ class Supervisor:
             books=self.books,
             store=store,
             root=root,
-            window=config.window,
+            shortlist=Shortlist(store=store, scheduler=self._scheduler, window=config.window, started=self.started),
             num_threads=config.threads if self._planner.is_on_cpu else None,
             started=self.started,
             trust_in=lambda row: trust_in(root.spec(row.id), row, config),
@@ -232,14 +234,18 @@ class Supervisor:
         self.status.write(ticks=ticks, late=late, is_draining=self._is_draining, is_exact=is_exact)
 
     def save_policy(self) -> None:
-        """Write down the scheduler's memory, if it has one."""
+        """Write down the scheduler's memory, if it has one, and the packer's."""
         if isinstance(self._scheduler, base.Stateful):
             self.store.save_policy(self.config.scheduler, dict(self._scheduler.state_dict()))
+        self.store.save_policy(_PACKER, self.conductor.placer.interference.state_dict())
 
     def _load_policy(self) -> None:
         state = self.store.load_policy(self.config.scheduler)
         if state is not None and isinstance(self._scheduler, base.Stateful):
             self._scheduler.load_state_dict(state)
+        learnt = self.store.load_policy(_PACKER)
+        if learnt is not None:
+            self.conductor.placer.interference.load_state_dict(learnt, self.now())
 
     def _plan(self) -> Plan:
         config, planner = self.config, self._planner

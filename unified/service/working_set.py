@@ -1,10 +1,11 @@
-"""Which of the queued jobs the scheduler chooses among: the first that wait, and whoever is on a slot. Free of torch."""
+"""Which of the queued jobs the scheduler chooses among: a shortlist of those that wait, and who is on a slot. Free of torch."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 
 from schedulers import base
 from unified.admission import Submission
@@ -16,6 +17,10 @@ from unified.queue.records import JobRow
 from unified.queue.root import Root
 from unified.queue.store import JobStore
 from unified.service.admissions import from_json
+from unified.service.shortlist import Listed, Shortlist
+
+MOST_REMEMBERED = 10_000  #: jobs that wait no more whose last event is remembered, as they may come back
+_EPOCH_BITS = 20  #: of the numbers of events: no job has a million of them on one slot
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +33,7 @@ class WorkingSet:
         books: The ledger's keeper.
         store: The queue's store.
         root: Its folder.
-        window: How many waiting jobs the scheduler chooses among.
+        shortlist: The waiting jobs that the scheduler chooses among.
         num_threads: Intra-op threads of every slot; None on GPUs.
         started: When the run's clock was 0, in seconds since 1970.
         trust_in: Whether a job's model may still be loaded if that runs code; a SHA-256: that file alone.
@@ -38,29 +43,60 @@ class WorkingSet:
     books: Bookkeeper
     store: JobStore
     root: Root
-    window: int
+    shortlist: Shortlist
     num_threads: int | None
     started: float
     trust_in: Callable[[JobRow], bool | str]
     must_check_again: Callable[[JobRow], None]
+    _sequences: dict[str, int] = field(default_factory=dict)
 
     def refresh(self) -> None:
         """Take in jobs that wait now; let go of those that no longer do, and of those that left their slots for good."""
         ledger = self.books.ledger
         for record in ledger.all():
             if record.slot is None and record.state is not JobState.QUEUED:
-                ledger.remove(record.name)
-        rows = {row.id: row for row in self.store.waiting(self.window)}
+                self._remove(record)
+        before = self.shortlist.waiting
+        chosen, held = self.shortlist.look(), {record.name for record in ledger.all()}
         for record in ledger.all():
-            row = rows.get(record.name)
-            if record.slot is None and (row is None or row.epoch != record.epoch):
-                ledger.remove(record.name)
-        new = [record for row in rows.values() if row.id not in ledger if (record := self._record(row)) is not None]
+            listed = chosen.get(record.name)
+            if record.slot is None and (listed is None or listed.epoch != record.epoch):
+                self._remove(record)
+        self._tell_who_came(before, held)
+        rows = self.store.queued_rows([job for job in chosen if job not in ledger])
+        rows.sort(key=lambda row: (row.submit_time, row.id))
+        new = [record for row in rows if (record := self._record(row)) is not None]
         if new:
             ledger.add_all(new)
         for record in new:
-            self.books.note(base.Submitted, record)
             self.books.emit(submitted_event(record))
+
+    def _remove(self, record: JobRecord) -> None:
+        self._sequences[record.name] = record.num_events
+        self.books.ledger.remove(record.name)
+
+    def _tell_who_came(self, before: Mapping[str, Listed], held: AbstractSet[str]) -> None:
+        """Tell the scheduler of all who came and went, also beyond the shortlist: its order depends on it."""
+        waiting, ledger = self.shortlist.waiting, self.books.ledger
+        for job, listed in waiting.items():
+            if job not in before and job not in held:
+                self._tell(base.Submitted, listed)
+        for job, listed in before.items():
+            if job not in waiting and job not in ledger:
+                self._tell(base.Cancelled, listed)
+        while len(self._sequences) > len(waiting) + MOST_REMEMBERED:
+            del self._sequences[next(iter(self._sequences))]
+
+    def _tell(self, kind: type[base.Event], listed: Listed) -> None:
+        scheduler, view = self.books.scheduler, listed.view
+        # counted from the epoch on: the same again after a restart, and then a repeated event is ignored
+        number = self._sequences[view.id] = max(self._sequences.pop(view.id, 0), listed.epoch << _EPOCH_BITS) + 1
+        if not isinstance(scheduler, base.Observes):
+            return
+        try:
+            scheduler.on_event(kind(unit_id=view.id, sequence=number, user_shares=view.user_shares, weight=view.weight))
+        except Exception:  # it may be a plug-in
+            logger.exception("scheduler %s failed on %s; the service goes on", self.books.scheduler_name, kind.__name__)
 
     def _is_trusted(self, submission: Submission, row: JobRow) -> bool:
         """Whether a job may go to a worker: the settings may have changed since it was checked."""
@@ -98,4 +134,5 @@ class WorkingSet:
             reason=row.reason,
             loss=row.loss,
             metrics=dict(row.metrics),
+            num_events=self._sequences.get(row.id, row.epoch << _EPOCH_BITS),
         )
