@@ -13,13 +13,22 @@ class KeyPolicy:
 
     A subclass has :meth:`key` and, unless each unit runs to its end, :meth:`quantum_of`. The wrappers
     (:mod:`schedulers.aging`, :mod:`schedulers.fair`) hold such a policy and change its key.
+
+    Attributes:
+        needs: Fields of ``JobView`` that it decides by.
+        preempts: A unit that becomes ready takes the place of a running one that is less urgent.
     """
 
     needs: frozenset[str] = frozenset()
+    preempts: bool = False
 
     def key(self, unit: JobView, now: float) -> tuple[float, ...]:
         """Return what the unit is ordered by, least first: a tuple of numbers, as long for every unit. Pure."""
         raise NotImplementedError
+
+    def urgency(self, unit: JobView, now: float) -> tuple[float, ...]:
+        """Return the part of the key for which a running unit is stopped: all of it, unless overridden."""
+        return self.key(unit, now)
 
     def quantum_of(self, unit: JobView) -> Quantum:
         """Return how long a turn of the unit lasts."""
@@ -28,6 +37,14 @@ class KeyPolicy:
     def select(self, now: float, ready: Sequence[JobView], slots: Sequence[SlotView]) -> list[Grant]:
         """Grant the slots that have room to the units with the least key."""
         return by_key(ready, slots, key=lambda unit: self.key(unit, now), quantum=self.quantum_of)
+
+    def victims(
+        self, now: float, running: Sequence[JobView], wanted: Sequence[JobView], slots: Sequence[SlotView]
+    ) -> list[str]:
+        """Name the running units that are less urgent than wanted ones; none, if the policy does not preempt."""
+        if not self.preempts:
+            return []
+        return victims_by_key(running, wanted, slots, key=lambda unit: self.urgency(unit, now))
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return the unit's key in words."""
@@ -38,8 +55,4 @@ class KeyPolicy:
 class PreemptiveKeyPolicy(KeyPolicy):
     """One where a unit that becomes ready takes the place of a running one with a greater key."""
 
-    def victims(
-        self, now: float, running: Sequence[JobView], wanted: Sequence[JobView], slots: Sequence[SlotView]
-    ) -> list[str]:
-        """Name the running units whose keys are greater than those of wanted ones."""
-        return victims_by_key(running, wanted, slots, key=lambda unit: self.key(unit, now))
+    preempts = True

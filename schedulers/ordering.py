@@ -33,9 +33,7 @@ def by_key(
     [(0, 'bound'), (1, 'free')]
     """
     roomy = [slot for slot in slots if slot.room]
-    if not roomy or not ready:
-        return []
-    order = in_order(ready, key)
+    order = in_order(_possible(ready, roomy), key)
     grants: list[Grant] = []
     loads = {slot.id: len(slot.running) for slot in roomy}
     while order and roomy:
@@ -90,6 +88,14 @@ def can_run(unit: JobView, slot: SlotView) -> bool:
     if unit.slot_id is not None:
         return unit.slot_id == slot.id
     return slot.accepts is None or unit.id in slot.accepts
+
+
+def _possible(ready: Sequence[JobView], slots: Sequence[SlotView]) -> list[JobView]:
+    """Leave out the units that could run on none of the slots, before a key is computed for each."""
+    ids = {slot.id for slot in slots}
+    takes_all = any(slot.accepts is None for slot in slots)
+    accepted = frozenset().union(*(slot.accepts for slot in slots if slot.accepts is not None))
+    return [unit for unit in ready if (unit.slot_id in ids if unit.slot_id is not None else takes_all or unit.id in accepted)]
 
 
 def _seated(order: Sequence[JobView], slots: Sequence[SlotView]) -> Seats:

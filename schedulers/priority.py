@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from schedulers.base import JSON, Epochs, Event, JobView, Quantum
+from schedulers.base import JSON, Epochs, Event, JobView, Quantum, SchedulerConfigError
 from schedulers.keyed import KeyPolicy
 from schedulers.rotation import Rotation
 
+_PREEMPT = ("epoch", "step")
+
 
 class Priority(KeyPolicy):
-    """The paper's "Priority Scheduling" by epochs: a more urgent arrival waits for the end of one.
+    """The paper's "Priority Scheduling" by epochs.
+
+    Args:
+        preempt: What a more urgent arrival waits for: the end of an ``"epoch"``, as in the paper; or of a ``"step"``:
+            then it takes the place of the newest unit of the lowest class that runs.
+
+    Raises:
+        SchedulerConfigError: If ``preempt`` is neither.
 
     References:
         UnifiedNN, section "Trainer".
@@ -16,12 +25,19 @@ class Priority(KeyPolicy):
 
     needs: frozenset[str] = frozenset({"priority"})
 
-    def __init__(self) -> None:
+    def __init__(self, preempt: str = "epoch") -> None:
+        if preempt not in _PREEMPT:
+            raise SchedulerConfigError(f"option 'preempt': expected {' or '.join(_PREEMPT)}, got {preempt!r}")
+        self.preempts: bool = preempt == "step"
         self._rotation = Rotation()
 
     def key(self, unit: JobView, now: float) -> tuple[float, ...]:
         """Return the unit's priority value, and among equals its place in the rotation."""
         return (float(unit.priority), self._rotation.place(unit.id))
+
+    def urgency(self, unit: JobView, now: float) -> tuple[float, ...]:
+        """Return the unit's priority value: equals do not stop each other."""
+        return (float(unit.priority),)
 
     def quantum_of(self, unit: JobView) -> Quantum:
         """Return one epoch."""

@@ -1,4 +1,4 @@
-"""How quanta and times are spelled in the options of a scheduler."""
+"""How quanta, times and numbers are spelled in the options of a scheduler."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from schedulers.base import Epochs, Quantum, SchedulerConfigError, Seconds, Step
 
 DEFAULT_QUANTUM = Seconds(2.0)  #: long against the cost of a switch, short against people's patience
 
-_QUANTUM = re.compile(r"(?P<count>\d+(?:\.\d+)?)\s*(?P<unit>steps?|epochs?|ms|s|)")
+_QUANTUM = re.compile(r"(?P<count>\d+)\s*(?P<unit>steps?|epochs?|)")
 _SECONDS_OF = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _TIME = re.compile(r"(?P<count>\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?P<unit>ms|s|min|h|d|)")
 
@@ -24,12 +24,14 @@ def parse_quantum(text: str | Quantum) -> Quantum:
     """
     if not isinstance(text, str):
         return text
-    match = _QUANTUM.fullmatch(text.strip())
-    if match is None or (match["unit"] not in ("s", "ms") and "." in match["count"]):
+    text = text.strip()
+    match = _QUANTUM.fullmatch(text)
+    if match is not None:
+        return (Epochs if match["unit"].startswith("epoch") else Steps)(int(match["count"]))
+    match = _TIME.fullmatch(text)
+    if match is None or not match["unit"]:
         raise SchedulerConfigError(f"option 'quantum': expected e.g. 200, 200steps, 1epoch, 2s or 500ms, got {text!r}")
-    if match["unit"] in ("s", "ms"):
-        return Seconds(float(match["count"]) / (1000 if match["unit"] == "ms" else 1))
-    return (Epochs if match["unit"].startswith("epoch") else Steps)(int(match["count"]))
+    return Seconds(parse_time(text, "quantum"))
 
 
 def parse_seconds(text: str | Seconds, option: str = "quantum") -> Seconds:
@@ -56,3 +58,18 @@ def parse_time(text: str | float, option: str) -> float:
     if match is None:
         raise SchedulerConfigError(f"option {option!r}: expected a time such as 500ms, 2s, 10min, 72h or 3d, got {text!r}")
     return float(match["count"]) * _SECONDS_OF[match["unit"]]
+
+
+def parse_number(text: str | float, option: str) -> float:
+    """Read a number from 0 on, such as ``"0.1"``.
+
+    Raises:
+        SchedulerConfigError: If it is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise SchedulerConfigError(f"option {option!r}: expected a number from 0 on, got {text!r}")
+    return number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from schedulers.base import JSON, Cancelled, Event, Failed, Finished, Submitted, TurnDone
+from schedulers.memory import Sequences
 
 
 class Rotation:
@@ -15,7 +16,7 @@ class Rotation:
     def __init__(self) -> None:
         self._end = 0
         self._places: dict[str, int] = {}
-        self._sequences: dict[str, int] = {}
+        self._sequences = Sequences()
 
     def place(self, unit_id: str) -> int:
         """Return where the unit stands; the least has waited longest."""
@@ -23,22 +24,20 @@ class Rotation:
 
     def on_event(self, event: Event) -> None:
         """Take note of an event, unless it is repeated or late."""
-        if event.sequence <= self._sequences.get(event.unit_id, -1):
+        if not self._sequences.is_news(event):
             return
-        self._sequences[event.unit_id] = event.sequence
         if isinstance(event, Submitted | TurnDone):
             self._end += 1
             self._places[event.unit_id] = self._end
         elif isinstance(event, Finished | Failed | Cancelled):
-            # its sequence stays: a late event must not bring back a unit that is gone
             self._places.pop(event.unit_id, None)
 
     def state_dict(self) -> dict[str, JSON]:
         """Return the queue as JSON."""
-        return {"end": self._end, "places": dict(self._places), "sequences": dict(self._sequences)}
+        return {"end": self._end, "places": dict(self._places), "sequences": self._sequences.state_dict()}
 
     def load_state_dict(self, state: dict[str, JSON]) -> None:
         """Take over a queue that ``state_dict`` returned."""
         self._end = int(state["end"])
         self._places = dict(state["places"])
-        self._sequences = dict(state["sequences"])
+        self._sequences.load_state_dict(state["sequences"])

@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
-from schedulers.base import JobView, SchedulerConfigError
-from schedulers.keyed import KeyPolicy
+from math import inf
 
-_FIELDS = {"parameters": "num_parameters", "epochs": "num_epochs"}
+from schedulers.base import JobView, Quantum, SchedulerConfigError, Steps, UntilDone
+from schedulers.keyed import KeyPolicy
+from schedulers.measured import PROFILE_STEPS
+
+_NEEDS = {"parameters": "num_parameters", "epochs": "num_epochs", "seconds": "step_seconds"}
 
 
 class ShortestJobFirst(KeyPolicy):
     """The paper's "Shortest Job First". A unit whose turn was cut goes on before anybody else begins.
 
     Args:
-        length: What makes a job long: ``"parameters"`` of its model, or the ``"epochs"`` it is to be trained.
+        length: What makes a job long: ``"parameters"`` of its model, or the ``"epochs"`` it is to be trained; or, where
+            we go beyond the paper, the ``"seconds"`` it takes by measured steps. A unit that is yet to be measured
+            then comes first, for a few steps.
 
     Raises:
-        SchedulerConfigError: If ``length`` is neither.
+        SchedulerConfigError: If ``length`` is none of these.
 
     References:
         UnifiedNN, section "Trainer".
     """
 
     def __init__(self, length: str = "parameters") -> None:
-        if length not in _FIELDS:
-            raise SchedulerConfigError(f"option 'length': expected {' or '.join(_FIELDS)}, got {length!r}")
-        self._field = _FIELDS[length]
-        self.needs: frozenset[str] = frozenset({self._field})
+        if length not in _NEEDS:
+            raise SchedulerConfigError(f"option 'length': expected {', '.join(_NEEDS)}, got {length!r}")
+        self.length = length
+        self.needs: frozenset[str] = frozenset({_NEEDS[length]})
 
     def key(self, unit: JobView, now: float) -> tuple[float, ...]:
         """Return the unit's length; one that has begun comes first."""
-        return (0.0 if unit.has_begun else 1.0, float(getattr(unit, self._field)))
+        length = self._length(unit)
+        # the turn that measured a unit is no beginning
+        begun = unit.has_begun and (self.length != "seconds" or unit.steps_done > PROFILE_STEPS)
+        return (0.0 if begun or length is None else 1.0, -inf if length is None else length)
+
+    def quantum_of(self, unit: JobView) -> Quantum:
+        """Return no end, or a few steps if the unit is yet to be measured."""
+        return UntilDone() if self._length(unit) is not None else Steps(PROFILE_STEPS)
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return the unit's length."""
-        return f"{self._field} is {getattr(unit, self._field)}; the smallest goes first"
+        length = self._length(unit)
+        if length is None:
+            return "its step time is yet to be measured"
+        return f"its length is {length:.12g} {self.length}; the smallest goes first"
+
+    def _length(self, unit: JobView) -> float | None:
+        if self.length == "seconds":
+            return unit.whole_seconds
+        return float(unit.num_parameters if self.length == "parameters" else unit.num_epochs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 
 
@@ -26,6 +28,32 @@ def seconds(text: str) -> float:
     except ValueError:
         raise wrong from None
     if not 0 < number < float("inf"):
+        raise wrong
+    return number
+
+
+def above_zero(text: str) -> float:
+    """Return a finite number above 0."""
+    return _number(text, "above 0", lambda number: number > 0)
+
+
+def from_zero(text: str) -> float:
+    """Return a finite number from 0."""
+    return _number(text, "from 0", lambda number: number >= 0)
+
+
+def corun(text: str) -> float:
+    """Return the speed of two units on one slot, against one alone."""
+    return _number(text, "from 1 to 2", lambda number: 1 <= number <= 2)
+
+
+def _number(text: str, which: str, holds: Callable[[float], bool]) -> float:
+    wrong = argparse.ArgumentTypeError(f"expected a number {which}, got {text!r}")
+    try:
+        number = float(text)
+    except ValueError:
+        raise wrong from None
+    if not (isfinite(number) and holds(number)):
         raise wrong
     return number
 

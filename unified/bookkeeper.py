@@ -24,6 +24,7 @@ from unified.nursery import Exit
 from unified.results import seal
 from unified.slots import Slot
 from unified.stacks import Stacks
+from unified.telling import Telling
 from unified.turns import Turns
 
 #: In a batch run somebody waits: a failure of its own ends a job, a worker's death only the second one.
@@ -39,8 +40,7 @@ class Bookkeeper:
     Attributes:
         ledger: The jobs.
         journal: Where changes of state are made.
-        scheduler: Told of events, if it has ``on_event``.
-        scheduler_name: For the results.
+        telling: Tells the scheduler.
         emit: Told of everything that happens.
         clock: Seconds since the run began.
         limits: What a job may use up before it is given up.
@@ -52,8 +52,7 @@ class Bookkeeper:
 
     ledger: Ledger
     journal: Journal
-    scheduler: base.Scheduler
-    scheduler_name: str
+    telling: Telling
     emit: Callable[[events.Event], None]
     clock: Callable[[], float]
     limits: Limits = BATCH_LIMITS
@@ -64,15 +63,8 @@ class Bookkeeper:
     _turns: Turns = field(default_factory=Turns)
 
     def note(self, kind: type[base.Event], record: JobRecord, **details: float) -> None:
-        """Tell the scheduler of an event, if it listens."""
-        if not isinstance(self.scheduler, base.Observes):
-            return
-        try:
-            shares, weight = ((record.user, 1.0),), record.submission.spec.weight
-            event = kind(unit_id=record.name, sequence=record.next_event(), user_shares=shares, weight=weight, **details)
-            self.scheduler.on_event(event)
-        except Exception:  # it may be a plug-in
-            logger.exception("scheduler %s failed on %s; the run goes on", self.scheduler_name, kind.__name__)
+        """Tell the scheduler of an event."""
+        self.telling.note(kind, record, **details)
 
     def move(self, record: JobRecord, to: JobState, reason: str, **changes: Any) -> bool:
         """Move a job, for a ``reason`` its owner understands; False if it is no longer ours."""
@@ -94,6 +86,7 @@ class Bookkeeper:
     def begin_turn(self, slot: Slot, record: JobRecord) -> None:
         """Note that a job has a turn on ``slot``."""
         now = self.clock()
+        slot.is_ending = slot.is_ending and bool(slot.turn)
         record.is_running, slot.turn = True, (*slot.turn, record.name)
         slot.num_in_turn = len(slot.turn) if len(slot.turn) == 1 else max(slot.num_in_turn, len(slot.turn))
         record.waiting_since = now
@@ -121,7 +114,8 @@ class Bookkeeper:
     def _take_hosted(self, slot: Slot, record: JobRecord, report: messages.Hosted) -> None:
         record.is_hosting, record.step = False, report.step
         if self._turns.is_under_way(record.name):
-            self._turns.begin(record.name, self.clock(), report.step)
+            record.waiting_since = self.clock()
+            self._turns.begin(record.name, record.waiting_since, report.step)
         beside = [other for other in self.ledger.resident(slot.index) if other is not record]
         for other in beside:
             if self._may_know(record, other):
@@ -135,7 +129,7 @@ class Bookkeeper:
 
     def _take_progress(self, slot: Slot, record: JobRecord, report: messages.Progress) -> None:
         record.step, record.loss, record.is_safe = report.step, report.loss, False
-        record.step_seconds = self._turns.step_seconds(record.name, self.clock(), report.step) or record.step_seconds
+        self._time_steps(record)
         self.emit(news.steps_done(report, slot.index, self.clock()))
 
     def _take_epoch(self, slot: Slot, record: JobRecord, report: messages.EpochEnded) -> None:
@@ -183,14 +177,15 @@ class Bookkeeper:
         record.step, record.is_returning, record.is_safe = report.step, report.done, False
         record.measured_bytes = max(record.measured_bytes, report.peak_bytes)
         record.peak_bytes = record.demand.peak_bytes
-        if report.steps:
-            record.step_seconds = report.seconds / report.steps
-        self.end_turn_of(slot, record, report.seconds)
+        self.end_turn_of(slot, record, report.seconds, is_preempted=report.is_preempted)
 
-    def end_turn_of(self, slot: Slot, record: JobRecord, seconds: float | None = None) -> None:
-        """Note the end of a turn, if there was one: as its worker told after ``seconds``, or None if it was cut."""
+    def end_turn_of(self, slot: Slot, record: JobRecord, seconds: float | None = None, *, is_preempted: bool = False) -> None:
+        """Note the end of a turn, if there was one: as its worker told after ``seconds``, or None if the job or worker left."""
         if not record.is_running:
             return
+        is_cut = is_preempted or seconds is None
+        record.num_preemptions += is_preempted
+        self._time_steps(record)
         elapsed, steps = self._turns.end(record.name, self.clock(), record.step)
         lasted = elapsed if seconds is None else seconds
         record.is_running, record.waiting_since = False, self.clock()
@@ -198,7 +193,7 @@ class Bookkeeper:
         slot.forget(record.name)
         record.training_seconds += lasted
         record.slot_seconds += part
-        self.note(base.TurnCut if seconds is None else base.TurnDone, record, steps=steps, seconds=part)
+        self.note(base.TurnCut if is_cut else base.TurnDone, record, steps=steps, seconds=part)
         self.emit(
             events.TurnEnded(
                 at=self.clock(),
@@ -207,8 +202,13 @@ class Bookkeeper:
                 steps=steps,
                 seconds=lasted,
                 step=record.step,
+                is_preempted=is_preempted,
             )
         )
+
+    def _time_steps(self, record: JobRecord) -> None:
+        record.step_times.add(*self._turns.interval(record.name, self.clock(), record.step))
+        record.step_seconds = record.step_times.typical or record.step_seconds
 
     def _take_evicted(self, slot: Slot, record: JobRecord, report: messages.Evicted) -> None:
         record.step = report.step
@@ -260,7 +260,7 @@ class Bookkeeper:
             return
         record.end_time, record.metrics = self.clock(), returned.metrics
         try:
-            seal(record, returned, scheduler=self.scheduler_name, device=slot.device)
+            seal(record, returned, scheduler=self.telling.name, device=slot.device)
             is_ours = self.journal.publish(record)
         except OSError as error:
             situation = situation_of(record, Fault.DISK if is_of_disk(error) else Fault.OWN, was_alone=self._is_alone_on(slot))

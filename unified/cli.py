@@ -18,6 +18,7 @@ from unified.errors import InvalidSubmission, UnifiedError
 from unified.fuse_parsers import add_fuse, add_fuse_after_run, check_fuse_after_run, check_jobs_before_run, fuse_after_run
 from unified.queue_parsers import add_queue_commands
 from unified.sign_parsers import add_signing
+from unified.simulate_parser import add_simulate
 from unified.stack_parser import add_stack
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_conversions(commands)
     add_queue_commands(commands)
     add_signing(commands)
+    add_simulate(commands)
     add_command(
         commands,
         "schedulers",
@@ -181,7 +183,7 @@ def _schedulers(options: argparse.Namespace) -> int:
     from unified.tables import schedulers_table
     from unified.terminal import make_console, show
 
-    show(make_console(), schedulers_table(registry.available()))
+    show(make_console(), schedulers_table(registry.listed()))
     return 0
 
 

@@ -45,7 +45,6 @@ class Conductor:
 
     Attributes:
         books: The jobs, and everybody who is told of what happens to them.
-        scheduler: Who runs next.
         nursery: Where workers come from.
         planner: Knows the devices and their memory.
         deterministic: Workers use deterministic kernels only.
@@ -57,7 +56,6 @@ class Conductor:
     """
 
     books: Bookkeeper
-    scheduler: base.Scheduler
     nursery: Nursery
     planner: Planner
     deterministic: bool
@@ -70,7 +68,7 @@ class Conductor:
     _oom: OomWatch = field(default_factory=OomWatch)
 
     def __post_init__(self) -> None:
-        self.decider = Decider(scheduler=self.scheduler, name=self.books.scheduler_name, clock=self.books.clock)
+        self.decider = Decider(scheduler=self.books.telling.scheduler, name=self.books.telling.name, clock=self.books.clock)
         self.stages = Stages(
             planner=self.planner, nursery=self.nursery, deterministic=self.deterministic, confinement=self.confinement
         )
@@ -115,8 +113,14 @@ class Conductor:
         """Let idle slots begin turns, as the scheduler decides; spread parked jobs over slots that have none."""
         self._choose_stage()
         self.placer.watch()
+        self._preempt(*self._hand_out())
+
+    def _hand_out(self) -> tuple[list[Unit], Placements]:
+        """Give idle slots to those who are ready; return the units that found no room, and where they might go."""
+        units, placements = dict[str, Unit](), Placements(places={})
         for _ in self.slots:
-            if not self._decide():
+            units, placements, is_crowded = self._decide()
+            if not is_crowded:
                 break
         ready = self.placer.ready()
         for slot in self.slots:
@@ -126,13 +130,13 @@ class Conductor:
             parked = self.placer.to_fetch(slot) if slot.running is None else None
             if parked is not None:
                 self._evict(parked, "move")
+        return [unit for unit in units.values() if all(record.is_ready for record in unit.records)], placements
 
-    def _decide(self) -> bool:
-        """Place and grant once; return whether a grant was left out, as those before it took the memory that it needs."""
-        ready = self.placer.ready()
-        if not ready:
-            return False
-        units, placements = self._placed(ready)
+    def _decide(self) -> tuple[dict[str, Unit], Placements, bool]:
+        """Place and grant once; return also whether a grant was left out, as those before it took the memory that it needs."""
+        units, placements = self._placed(self.placer.ready())
+        if not units:
+            return units, placements, False
         is_crowded = False
         num_placed = 0
         for grant in self.decider.select(list(units.values()), placements, self.slots):
@@ -143,7 +147,7 @@ class Conductor:
                     continue
                 num_placed += 1
             self._grant(unit, slot, grant.quantum)
-        return is_crowded
+        return units, placements, is_crowded
 
     def _placed(self, ready: list[JobRecord]) -> tuple[dict[str, Unit], Placements]:
         """Return the units that could begin a turn, and where they may go; who has to leave for one of them is told so."""
@@ -280,6 +284,15 @@ class Conductor:
         slot.may_be_joined = isinstance(quantum, base.UntilDone)
         for record in records:
             self.books.begin_turn(slot, record)
+
+    def _preempt(self, left: Sequence[Unit], placements: Placements) -> None:
+        """End turns for the sake of more urgent units that found no room."""
+        by_turn = {slot.running: slot for slot in self.slots}
+        running = self.placer.units(self.placer.placement()).in_turn()
+        for name in self.decider.victims(left, running, placements, self.slots):
+            slot = by_turn[name]
+            if not slot.is_ending:
+                slot.is_ending, slot.may_be_joined = slot.send(messages.EndTurn()), False
 
     def _let_join(self, slot: Slot, ready: Sequence[JobRecord]) -> None:
         """Let jobs that are left over join a turn of jobs like them, as far as they are wanted there."""

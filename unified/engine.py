@@ -24,8 +24,10 @@ from schedulers import base, registry
 from unified import events, messages
 from unified.bookkeeper import Bookkeeper
 from unified.conductor import Conductor
+from unified.deadlines import DeadlineWatch, deadline_problems, ineffective_deadline
+from unified.deciding import check_supplied
 from unified.device import parse_device
-from unified.errors import UnifiedError
+from unified.errors import InvalidSubmission, UnifiedError
 from unified.intake import Intake
 from unified.job import JobSpec
 from unified.job_state import ENDED, JobState
@@ -34,12 +36,13 @@ from unified.mailbox import Mailbox
 from unified.monitor import Monitor
 from unified.nursery import Nursery
 from unified.packing import Plan
-from unified.placing import explanation
 from unified.planning import Planner
 from unified.results import Result, result_of
+from unified.run_memory import RunMemory
 from unified.run_plan import RunPlan
 from unified.run_state import RunFolder
 from unified.stacks import Stacks
+from unified.telling import Telling
 
 IDLE_SECONDS = 0.5
 
@@ -63,7 +66,7 @@ class Engine:
         nursery: One that was started before, to save its start-up; the engine closes it.
 
     Raises:
-        SchedulerConfigError: If the policy is unknown.
+        SchedulerConfigError: If the policy is unknown, or decides by what is not known of jobs here.
         UnifiedError: If the device is not there or ``slots``/``threads`` make no sense.
 
     Example:
@@ -95,6 +98,7 @@ class Engine:
     ) -> None:
         self._scheduler = registry.create(scheduler) if isinstance(scheduler, str) else scheduler
         self.scheduler_name = scheduler if isinstance(scheduler, str) else type(scheduler).__name__
+        check_supplied(self._scheduler, self.scheduler_name)
         self._keeps_files = out is not None
         self._folder = RunFolder(path=Path(out or tempfile.mkdtemp(prefix="unified-")).resolve())
         self._listeners = tuple(listeners)
@@ -102,9 +106,10 @@ class Engine:
         self._ledger = Ledger()
         self._mailbox = Mailbox()
         self._lock = threading.Lock()
-        self._is_closed = False
+        self._is_closed, self._is_resumed = False, resume
         devices = parse_device(device)
         self._planner = Planner(devices=devices, slots=slots, threads=threads)
+        self._planner.times_steps = "step_seconds" in self._scheduler.needs
         self._lock_file = self._folder.open(resume=resume)
         self._nursery = nursery or Nursery()
         self._nursery.hides_gpus = devices == ("cpu",)
@@ -112,20 +117,22 @@ class Engine:
         self._books = Bookkeeper(
             ledger=self._ledger,
             journal=MemoryJournal(),
-            scheduler=self._scheduler,
-            scheduler_name=self.scheduler_name,
+            telling=Telling(scheduler=self._scheduler, name=self.scheduler_name),
             emit=self._emit,
             clock=self.now,
             stacks=Stacks(is_on=stacking and not deterministic),
         )
         self._conductor = Conductor(
             books=self._books,
-            scheduler=self._scheduler,
             nursery=self._nursery,
             planner=self._planner,
             deterministic=deterministic,
         )
         self._monitor = Monitor(nursery=self._nursery, slots=lambda: self._conductor.slots, devices=self._planner.devices)
+        self._memory = RunMemory(folder=self._folder, telling=self._books.telling, ledger=self._ledger)
+        if resume:
+            self._memory.take_over()
+        self._deadlines = DeadlineWatch(ledger=self._ledger, clock=self.now, emit=self._emit)
         self._reported: set[str] = set()
 
     def __enter__(self) -> Engine:
@@ -173,10 +180,10 @@ class Engine:
 
     def dry_run(self) -> RunPlan:
         """Say what :meth:`run` would do: order, slots and threads, memory, shared data; nothing is started."""
-        records, now = self._ledger.all(), self.now()
+        records = self._ledger.all()
         plan = self._planner.describe(self._make_plan(), records, self._scheduler, self._books.stacks)
         views = {record.name: record.view() for record in records}
-        jobs = [replace(job, why=explanation(self._scheduler, views[job.name], now)) for job in plan.jobs]
+        jobs = [replace(job, why=self._conductor.decider.explain(views[job.name])) for job in plan.jobs]
         return replace(plan, jobs=tuple(jobs))
 
     def run(self) -> Iterator[Result]:
@@ -208,6 +215,7 @@ class Engine:
             raise
         finally:
             self._conductor.stop()
+            self._memory.save()
             self._monitor.sample(self.now(), self._emit)
             self._emit(
                 events.RunEnded(
@@ -280,14 +288,29 @@ class Engine:
         submit_time = self.now()
         with self._lock:
             records = read()
-            self._ledger.add_all(records)
             for position, record in enumerate(records):
-                record.submit_time = submit_time + 1e-6 * position  # those handed in together keep their order
+                record.hand_in(submit_time + 1e-6 * position)  # those handed in together keep their order
+            self._memory.restore(records)
+            self._ledger.check_names(records)
+            self._check_deadlines(records)
+            self._ledger.add_all(records)
         if self._conductor.is_active:
             self._mailbox.ask(lambda: self._announce(records))  # scheduler and listeners belong to the thread that runs
         else:
             self._announce(records)
         return [record.name for record in records]
+
+    def _check_deadlines(self, records: Sequence[JobRecord]) -> None:
+        """Refuse jobs whose deadlines the scheduler could not keep; not those that an earlier run accepted."""
+        decider, present = self._conductor.decider, self._ledger.all()
+        for record in records:
+            if (warning := ineffective_deadline(decider, record)) is not None:
+                logger.warning("%s", warning)
+        if isinstance(self._scheduler, base.Admits) and not self._is_resumed:
+            num_slots = len(self._conductor.slots) or self._planner.least_slots([*present, *records], self._scheduler)
+            problems = deadline_problems(decider, records, present, num_slots)
+            if problems:
+                raise InvalidSubmission(problems)
 
     def _announce(self, records: Sequence[JobRecord]) -> None:
         for record in records:
@@ -320,6 +343,8 @@ class Engine:
             else:
                 self._conductor.receive(pipes[pipe])
         self._monitor.sample_if_due(self.now(), self._emit)
+        self._deadlines.look()
+        self._memory.save_if_due(self.now())
 
     def _result(self, record: JobRecord) -> Result:
         result = result_of(record)

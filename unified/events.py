@@ -81,12 +81,16 @@ class EpochDone(JobEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnEnded(JobEvent):
-    """The job's turn on ``slot`` ended after ``steps`` steps and ``seconds`` seconds, at step ``step``."""
+    """The job's turn on ``slot`` ended after ``steps`` steps and ``seconds`` seconds, at step ``step``.
+
+    ``is_preempted`` if it was ended early, for the sake of a more urgent job.
+    """
 
     slot: int
     steps: int
     seconds: float
     step: int | None = None
+    is_preempted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +141,14 @@ class JobFinished(JobEvent):
     training_seconds: float
     completion_seconds: float
     peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineAtRisk(JobEvent):
+    """The job is ``predicted`` to be done after its ``deadline``, both on the run's clock, even if it trained from now on."""
+
+    predicted: float
+    deadline: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

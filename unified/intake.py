@@ -107,7 +107,7 @@ class Intake:
 
     def _read(self, folders: Sequence[Path], *, staged: bool, always_time: bool = False) -> list[tuple[Inspected, ...]]:
         planner = self.planner
-        is_timed = planner.is_on_cpu and (always_time or planner.chooses_threads)
+        is_timed = planner.is_on_cpu and (always_time or planner.needs_trials)
         requests = [
             Inspect(
                 folder=folder,
@@ -156,6 +156,7 @@ class Intake:
             metrics = content["metrics"].items()
             record.metrics = {key: math.nan if value is None else value for key, value in metrics}
             record.training_seconds = float(content["training_seconds"])
+            record.first_start, record.end_time = float(content["waiting_seconds"]), float(content["completion_seconds"])
         return record
 
     def _check_fit(self, records: Sequence[JobRecord]) -> None:
@@ -219,8 +220,6 @@ def _warn_of_options_without_effect(submission: Submission) -> None:
     spec = submission.spec
     if spec.metrics and submission.test is None:
         logger.warning("job %r: metrics have no effect without data.test", spec.name)
-    if spec.deadline_seconds is not None:
-        logger.warning("job %r: deadline_seconds has no effect: no scheduler of this version looks at it", spec.name)
 
 
 def job_folders(folder: Path) -> list[Path]:

@@ -85,6 +85,7 @@ _NOT_TRAINING = {
     "priority",
     "weight",
     "deadline_seconds",
+    "deadline_kind",
     "max_retries",
     "max_run_seconds",
     "exclusive",
@@ -130,7 +131,8 @@ class JobSpec(Part):
         clip_grad_norm: Largest norm of the gradient, None: not clipped.
         seed: Of the order of samples, and of dropout and the like.
         priority: Lower runs earlier, where the scheduler looks at it.
-        deadline_seconds: When it should be done, in seconds since submission.
+        deadline_seconds: When it should be done, in seconds since submission, where the scheduler looks at it.
+        deadline_kind: ``"hard"``: the scheduler ``edf`` refuses it if it could not be done in time; or ``"soft"``.
         weight: The owner's share, where the scheduler looks at it.
         max_retries: How often a queue tries it again after a failure of its own.
         max_run_seconds: Training time after which a queue fails it.
@@ -190,6 +192,7 @@ class JobSpec(Part):
     priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] = 0
     weight: PositiveFloat = 1.0
     deadline_seconds: PositiveFloat | None = None
+    deadline_kind: Literal["hard", "soft"] = "hard"
     max_retries: Annotated[int, Field(ge=0, le=1000)] = 2
     max_run_seconds: PositiveFloat | None = None
     exclusive: bool = False

@@ -16,6 +16,7 @@ from unified.job_state import JobState, check_move
 from unified.messages import Checkpointed
 from unified.packing import Demand
 from unified.tenancy import Tenant
+from unified.turns import StepTimes
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,7 +45,8 @@ class JobRecord:
         leaving: Why it was told to leave its slot: ``"pause"``, ``"cancel"``, ``"move"``, or None.
         returns_at_once: Once it is paused it is to wait for its turn again.
         step: Optimizer steps done, as last reported.
-        step_seconds: Seconds of a step, measured over its turns; None before the first.
+        step_times: What its latest steps took.
+        step_seconds: Their median, or what an earlier run found; in a stack, of all its members' steps together; or None.
         trial_seconds: Seconds of a trial step by number of threads, measured on a copy before the run.
         first_start: When its first turn began.
         end_time: When it ended.
@@ -68,7 +70,6 @@ class JobRecord:
         companions: Names of jobs that were resident beside it.
         stacked_with: Names of jobs that it stepped as one with.
         stack_speedup: How many times faster it was in its last stack than side by side; None if it never was in one.
-        num_events: Counter for the scheduler's events.
     """
 
     submission: Submission
@@ -92,6 +93,7 @@ class JobRecord:
     leaving: str | None = None
     returns_at_once: bool = False
     step: int = 0
+    step_times: StepTimes = field(default_factory=StepTimes)
     step_seconds: float | None = None
     trial_seconds: dict[int, float] = field(default_factory=dict)
     first_start: float | None = None
@@ -116,7 +118,6 @@ class JobRecord:
     companions: set[str] = field(default_factory=set)
     stacked_with: set[str] = field(default_factory=set)
     stack_speedup: float | None = None
-    num_events: int = 0
     _tenant: tuple[object, Tenant] | None = field(default=None, repr=False)
     _view: tuple[object, JobView] | None = field(default=None, repr=False)
 
@@ -173,6 +174,12 @@ class JobRecord:
         """Whether its worker process may host this user's jobs only, from the process's start to its end."""
         return self.submission.model.runs_code or self.submission.spec.colocate == "same-user"
 
+    def hand_in(self, at: float) -> None:
+        """Note when it was handed in; what an earlier run has finished counts from now on with the times that it took then."""
+        self.submit_time = at
+        if self.first_start is not None and self.end_time is not None:
+            self.first_start, self.end_time = at + self.first_start, at + self.end_time
+
     def leave_slot(self) -> None:
         """Note that the job is no longer resident anywhere."""
         self.slot = self.leaving = None
@@ -188,11 +195,6 @@ class JobRecord:
         """Predicted seconds of training that are left; in steps if no step has been timed."""
         seconds = self.step_seconds or self.trial_seconds.get(self.num_threads or 1) or 1.0
         return (self.submission.num_steps - self.step) * seconds
-
-    def next_event(self) -> int:
-        """Return the sequence number of the job's next event for the scheduler."""
-        self.num_events += 1
-        return self.num_events
 
     def view(self) -> JobView:
         """Return the scheduler's frozen view of the job; the same one until something in it changes."""
@@ -213,6 +215,7 @@ class JobRecord:
             priority=submission.spec.priority,
             weight=submission.spec.weight,
             deadline=None if submission.spec.deadline_seconds is None else self.submit_time + submission.spec.deadline_seconds,
+            is_deadline_soft=submission.spec.deadline_kind == "soft",
             num_parameters=submission.estimate.num_parameters,
             num_epochs=submission.num_epochs,
             steps_per_epoch=submission.steps_per_epoch,
@@ -307,7 +310,13 @@ class Ledger:
         self._records: dict[str, JobRecord] = {}
 
     def add_all(self, records: Sequence[JobRecord]) -> None:
-        """Take jobs in, all or none.
+        """Take jobs in, all or none; raises as :meth:`check_names` does."""
+        self.check_names(records)
+        # A new dict, not a changed one: the engine's thread may be going over the old one just now.
+        self._records = self._records | {record.name: record for record in records}
+
+    def check_names(self, records: Sequence[JobRecord]) -> None:
+        """Check that these jobs could be taken in.
 
         Raises:
             UnifiedError: If two jobs of the run would have one name.
@@ -316,8 +325,6 @@ class Ledger:
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise UnifiedError(f"there are two jobs named {twice[0]!r} in this run; give each its own name")
-        # A new dict, not a changed one: the engine's thread may be going over the old one just now.
-        self._records = self._records | {record.name: record for record in records}
 
     def remove(self, name: str) -> None:
         """Forget a job."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from unified.events import (
+    DeadlineAtRisk,
     EpochDone,
     Event,
     JobCancelled,
@@ -143,8 +144,8 @@ def _submitted(event: JobSubmitted) -> str:
 def _finished(event: JobFinished) -> str:
     result = metrics_text(shown_metrics(event.metrics)) or "no metrics"
     times = (
-        f"waited {seconds_text(event.waiting_seconds)}, trained {seconds_text(event.training_seconds)}, "
-        f"complete after {seconds_text(event.completion_seconds)}"
+        f"complete after {seconds_text(event.completion_seconds)}: "
+        f"waited {seconds_text(event.waiting_seconds)}, trained {seconds_text(event.training_seconds)}"
     )
     return f"finished: {result}; {times}, peak {bytes_text(event.peak_bytes)}; in {event.folder}"
 
@@ -169,6 +170,7 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
     EpochDone: lambda event: metrics_text(shown_metrics(event.metrics)),
     StackFormed: lambda event: f"leads a {stack_text(event.members, event.speedup)}",
     StackRefused: _stack_refused,
+    DeadlineAtRisk: lambda event: f"will miss its deadline by {seconds_text(event.predicted - event.deadline)} or more",
     JobPaused: lambda event: f"paused at step {event.step}",
     JobResumed: lambda event: f"waits for its turn again, from step {event.step}",
     JobCancelled: lambda event: "cancelled",

@@ -69,6 +69,11 @@ class JoinTurn(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndTurn(Command):
+    """End the turn under way at the next step boundary, for all who have it; they stay. Without a turn nothing happens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WriteCheckpoint(Command):
     """Checkpoint this job at the next step boundary; it stays resident."""
 
@@ -132,7 +137,8 @@ class EpochEnded(Report):
 class TurnEnded(Report):
     """The job's turn is over; it stands at ``step``. ``done`` if nothing is left to train.
 
-    ``peak_bytes`` is the most that it was measured to need, its neighbours aside; 0 where that cannot be measured.
+    ``is_preempted`` if it was ended by :class:`EndTurn`, before its time. ``peak_bytes`` is the most that it was measured to
+    need, its neighbours aside; 0 where that cannot be measured.
     """
 
     step: int
@@ -140,6 +146,7 @@ class TurnEnded(Report):
     seconds: float
     done: bool
     peak_bytes: int
+    is_preempted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

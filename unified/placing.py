@@ -41,7 +41,7 @@ class Placer:
     @property
     def scheduler(self) -> base.Scheduler:
         """Whose order of the units counts."""
-        return self.books.scheduler
+        return self.books.telling.scheduler
 
     def placement(self) -> Placement:
         """Return who is where now."""
@@ -178,14 +178,3 @@ def promoted(scheduler: base.Scheduler, units: Iterable[base.JobView], now: floa
     except Exception:  # it may be a plug-in
         logger.exception("a scheduler could not say whom it promotes; it promotes nobody")
         return frozenset()
-
-
-def explanation(scheduler: base.Scheduler, view: base.JobView, now: float) -> str:
-    """Return the scheduler's word on a unit, in a line."""
-    explain = getattr(scheduler, "explain", None)  # isinstance() of a protocol takes longer than most answers
-    if explain is None:
-        return "it does not say what it goes by"
-    try:
-        return " ".join(str(explain(view, now)).split())
-    except Exception as error:  # noqa: BLE001 - it may be a plug-in
-        return f"it cannot say what it goes by ({type(error).__name__})"

@@ -33,6 +33,9 @@ class Planner:
         slots: Number of slots, or ``"auto"``.
         threads: Threads per CPU slot, or None to choose.
 
+    Attributes:
+        times_steps: The scheduler decides by the time of a step, so that it is measured before the run wherever it can be.
+
     Raises:
         UnifiedError: If slots or threads are impossible.
     """
@@ -43,6 +46,7 @@ class Planner:
         self._slots = _checked_slots(slots)
         self._threads = _checked_threads(threads, self.num_cores)
         share = MEMORY_SHARE if self.is_on_cpu else GPU_MEMORY_SHARE
+        self.times_steps = False
         self.capacity_bytes = int(_free_bytes(devices) * share)
 
     @property
@@ -54,6 +58,11 @@ class Planner:
     def chooses_threads(self) -> bool:
         """Whether threads are left to the plan, so that step times matter."""
         return self.is_on_cpu and self._slots is None and self._threads is None and self.num_cores > 1
+
+    @property
+    def needs_trials(self) -> bool:
+        """Whether trial steps are timed before a run: on a CPU host, for the plan or for the scheduler."""
+        return self.is_on_cpu and (self.chooses_threads or self.times_steps)
 
     def plan(self, records: Sequence[JobRecord], scheduler: base.Scheduler) -> Plan:
         """Return stages for the jobs that have not ended; a job that began earlier keeps its threads."""
@@ -72,13 +81,17 @@ class Planner:
             sliceable=rotates,
         )
 
+    def least_slots(self, records: Sequence[JobRecord], scheduler: base.Scheduler) -> int:
+        """Return how many slots there will be at any time, at least."""
+        return min((stage.slots for stage in self.plan(records, scheduler).stages), default=1)
+
     def untimed(self, plan: Plan, records: Sequence[JobRecord]) -> tuple[int, list[JobRecord]] | None:
         """Return a number of threads, and the jobs the plan gives that many on a mere guess; None if there are none.
 
         Time these, plan again, and so on: what a second thread brings differs between models and machines, and on a busy
         host it may cost instead.
         """
-        if not self.chooses_threads:
+        if not self.needs_trials:
             return None
         threads = plan.threads_by_job
         for record in records:

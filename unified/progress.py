@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from unified.accounting import slowdown
 from unified.events import (
     EpochDone,
     JobCancelled,
@@ -96,6 +97,11 @@ class JobProgress:
         return None if self.ended_at is None else self.ended_at - self.submitted_at
 
     @property
+    def slowdown(self) -> float | None:
+        """See :func:`unified.accounting.slowdown`; None of a job that did not finish."""
+        return slowdown(self.completion_seconds, self.training_seconds) if self.finished else None
+
+    @property
     def peak_bytes(self) -> int | None:
         """Most memory it was seen to use."""
         return self.finished.peak_bytes if self.finished else None
@@ -147,9 +153,12 @@ class JobProgress:
             "planned_steps": self.num_steps,
             "turns": self.turns,
             "submitted_at": self.submitted_at,
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+            "completion_seconds": self.completion_seconds,
+            "slowdown": self.slowdown,
             "waiting_seconds": self.waiting_seconds(now),
             "training_seconds": self.training_seconds,
-            "completion_seconds": self.completion_seconds,
             "num_parameters": self.num_parameters,
             "peak_bytes": self.peak_bytes,
             "estimated_peak_bytes": self.estimated_peak_bytes,

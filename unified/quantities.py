@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 MISSING = "–"  #: shown where there is nothing to show
 
@@ -74,6 +74,24 @@ def value_text(value: float | None) -> str:
     ('0.9712', '1.5e-06', 'nan', '0.5')
     """
     return MISSING if value is None else f"{value:.4g}"
+
+
+def times_text(value: float | None) -> str:
+    """Show how many times as much something is.
+
+    >>> times_text(1.0349), times_text(12.34), times_text(430.2), times_text(None)
+    ('1.03x', '12.3x', '430x', '–')
+    """
+    return MISSING if value is None else f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}x"
+
+
+def spread_text(mean: float, p95: float, write: Callable[[float], str] = seconds_text) -> str:
+    """Show what many values came to.
+
+    >>> spread_text(12.34, 185.0)
+    'mean 12.3 s, p95 3 min 05 s'
+    """
+    return f"mean {write(mean)}, p95 {write(p95)}"
 
 
 def metrics_text(metrics: dict[str, float]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unified.accounting import slowdown
 from unified.admission import DatasetRef
 from unified.errors import JobFailedError
 from unified.job_state import JobState
@@ -25,14 +26,19 @@ class Timing:
     """Where a job's time went, in seconds.
 
     Attributes:
-        waiting: From submission to the first turn.
-        training: Sum of its turns.
-        completion: From submission to the verified result on disk.
+        completion: From submission to the verified result on disk: what its owner waits for.
+        waiting: Of that, from submission to the first turn.
+        training: Of that, the sum of its turns.
     """
 
+    completion: float
     waiting: float
     training: float
-    completion: float
+
+    @property
+    def slowdown(self) -> float | None:
+        """How many times as long as its turns it took, see :func:`unified.accounting.slowdown`; None if it had none."""
+        return slowdown(self.completion, self.training)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,9 +126,10 @@ def seal(record: JobRecord, returned: Returned, *, scheduler: str, device: str) 
         "state": str(JobState.FINISHED),
         "metrics": returned.metrics,
         "steps": record.step,
+        "completion_seconds": timing.completion,
+        "slowdown": timing.slowdown,
         "waiting_seconds": timing.waiting,
         "training_seconds": timing.training,
-        "completion_seconds": timing.completion,
         "peak_bytes": record.peak_bytes,
         "fingerprint": record.submission.fingerprint(),
         "seed": spec.seed,

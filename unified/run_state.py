@@ -97,6 +97,25 @@ class RunFolder:
             raise UnifiedError(f"{path} was written by another version of unified ({version}, not {VERSION})")
         return threads
 
+    def save_memory(self, memory: dict[str, Any]) -> None:
+        """Write down what the scheduler knows of the run's jobs."""
+        write_json(self._memory, {"version": VERSION} | memory)
+
+    def load_memory(self) -> dict[str, Any]:
+        """Return what :meth:`save_memory` wrote, empty without it; a damaged one costs order alone, and is left out."""
+        try:
+            content = json.loads(self._memory.read_bytes())
+            return content if content["version"] == VERSION else {}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s): the scheduler begins anew", self._memory, error)
+            return {}
+
+    @property
+    def _memory(self) -> Path:
+        return self.state / "scheduler.json"
+
     def check_may_start(self, job: str, *, resume: bool) -> None:
         """Refuse to write over what an earlier run left.
 

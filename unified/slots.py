@@ -33,6 +33,7 @@ class Slot:
         turn: Names of the jobs whose turn is under way, the leader of a stack first.
         num_in_turn: The most jobs that have had the turn under way, or the last one, together.
         may_be_joined: The turn under way lasts until its jobs are done, so that others may join it.
+        is_ending: The worker was told to end the turn under way, for another unit's sake.
         attending: Name of the job whose own code the worker runs outside its turn, or None.
         last_report: When the worker last said anything, on the run's clock.
         is_stalled: It was ended because it said nothing for too long.
@@ -48,6 +49,7 @@ class Slot:
     turn: tuple[str, ...] = ()
     num_in_turn: int = 1
     may_be_joined: bool = False
+    is_ending: bool = False
     attending: str | None = None
     last_report: float = 0.0
     is_stalled: bool = False

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from unified.accounting import Spread
 from unified.events import Event, JobEvent, MemorySampled, RunStarted, StackFormed, TurnStarted, WorkerLost
 from unified.job_state import JobState
 from unified.progress import JobProgress
@@ -68,6 +70,18 @@ class Summary:
         known = [end for end in ends if end is not None]
         return max(known) if known and len(known) == len(ends) else self.now
 
+    def completions(self) -> Spread | None:
+        """Return seconds from submission to the end, over the jobs that this run finished; None if there are none."""
+        return Spread.of(job.finished.completion_seconds for job in self._trained() if job.finished)
+
+    def slowdowns(self) -> Spread | None:
+        """Return the slowdown (:func:`unified.accounting.slowdown`) over the jobs that this run finished, likewise."""
+        return Spread.of(job.slowdown for job in self._trained() if job.slowdown is not None)
+
+    def _trained(self) -> list[JobProgress]:
+        """Return the finished jobs but for those that an earlier run finished, which this one goes on from."""
+        return [job for job in self.jobs.values() if job.finished and job.turns]
+
     def to_json(self, command: Sequence[str] = ()) -> dict[str, Any]:
         """Return what ``summary.json`` holds, its sweeps aside: plain JSON, every number finite (others are null).
 
@@ -81,6 +95,8 @@ class Summary:
             "plan": self.started.plan if self.started else None,
             "startup_seconds": self.startup_seconds,
             "makespan_seconds": self.makespan_seconds,
+            "completion_seconds": _spread(self.completions()),
+            "slowdown": _spread(self.slowdowns()),
             "peak_bytes": self.peak_bytes,
             "num_jobs": len(self.jobs),
             **{f"num_{state}": self.count(state) for state in _TOLD},
@@ -115,6 +131,10 @@ class Summary:
         for name in event.jobs:
             if name in self.jobs:
                 self.jobs[name].lose_worker(event.at)
+
+
+def _spread(spread: Spread | None) -> dict[str, float] | None:
+    return None if spread is None else asdict(spread)
 
 
 def versions() -> dict[str, str]:

@@ -18,6 +18,8 @@ from unified.run_state import SWEEP_TABLES
 from unified.summary import Summary, finite
 from unified.sweeps import value_text
 
+_TIMES = ("completion_seconds", "slowdown", "training_seconds")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepResults:
@@ -50,6 +52,8 @@ class SweepResults:
                 "state": str(member.state),
                 "reason": member.reason,
                 "metrics": dict(member.metrics),
+                "completion_seconds": member.completion_seconds,
+                "slowdown": member.slowdown,
                 "training_seconds": member.training_seconds,
             }
             for member in self.members
@@ -61,11 +65,12 @@ class SweepResults:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         metrics = self.metrics
-        writer.writerow(["job", *self.fields, "state", *metrics, "training_seconds", "reason"])
+        writer.writerow(["job", *self.fields, "state", *metrics, *_TIMES, "reason"])
         for member in self.members:
             values = [value_text(member.values[field]) if field in member.values else "" for field in self.fields]
             measured = [_number(member.metrics.get(name)) for name in metrics]
-            row = [member.name, *values, str(member.state), *measured, f"{member.training_seconds:.6g}", member.reason or ""]
+            times = [_seconds(getattr(member, name)) for name in _TIMES]
+            row = [member.name, *values, str(member.state), *measured, *times, member.reason or ""]
             writer.writerow(row)
         return out.getvalue()
 
@@ -97,6 +102,10 @@ def _results(name: str, jobs: Sequence[JobProgress]) -> SweepResults:
         return job.state is not JobState.FINISHED, not is_finite, loss if is_finite else 0.0
 
     return SweepResults(name=name, fields=fields, ranked_by=ranked_by, members=tuple(sorted(jobs, key=rank)))
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
 
 
 def _number(value: float | None) -> str:

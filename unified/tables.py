@@ -9,10 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from schedulers.registry import Listed
 from unified.columns import fitting, natural
 from unified.job_state import JobState
 from unified.progress import JobProgress
-from unified.quantities import MISSING, bytes_text, count_text, metrics_text, plural, seconds_text
+from unified.quantities import MISSING, bytes_text, count_text, metrics_text, plural, seconds_text, spread_text, times_text
 from unified.quantities import value_text as number_text
 from unified.run_plan import PlannedJob, RunPlan
 from unified.summary import Summary
@@ -44,7 +45,8 @@ def final_table(summary: Summary) -> RenderableType:
     """
     sweeps = [sweep_table(sweep) for sweep in sweep_results(summary)]
     jobs = [job for job in summary.jobs.values() if job.sweep is None]
-    return Group(*([_jobs_table(jobs, summary.now)] if jobs or not sweeps else []), *sweeps, Text(_total(summary)))
+    tables = [*([_jobs_table(jobs, summary.now)] if jobs or not sweeps else []), *sweeps]
+    return Group(*tables, Text(_total(summary)), *_since_submission(summary))
 
 
 def sweep_table(sweep: SweepResults) -> RenderableType:
@@ -54,7 +56,8 @@ def sweep_table(sweep: SweepResults) -> RenderableType:
         table.add_column(field, overflow="fold")
     for metric in sweep.metrics:
         table.add_column(metric, justify="right", no_wrap=True)
-    table.add_column("training", justify="right", no_wrap=True)
+    for title in ("complete", "slowdown", "training"):
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("state")
     table.add_column("job, and the reason", overflow="fold")
     for member in sweep.members:
@@ -70,6 +73,8 @@ def _member_cells(sweep: SweepResults, member: JobProgress) -> list[Text]:
     texts = [
         *values,
         *metrics,
+        seconds_text(member.completion_seconds),
+        times_text(member.slowdown),
         seconds_text(member.training_seconds),
         str(member.state),
         " ".join([member.name, *story]),
@@ -83,7 +88,7 @@ def _jobs_table(jobs: Sequence[JobProgress], now: float) -> Table:
     table = _table()
     for title in ("job", "user", "state"):
         table.add_column(title, overflow="fold")
-    for title in ("waiting", "training", "complete", "peak"):
+    for title in ("complete", "slowdown", "waiting", "training", "peak"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("metrics, or the reason", overflow="fold")
     for job in jobs:
@@ -178,9 +183,15 @@ def members_table(members: Sequence[tuple[Submission, float | None]]) -> Rendera
     return Group(table, Text(f"{plural(len(members), 'job')}; of the first:"))
 
 
-def schedulers_table(help_lines: Mapping[str, str]) -> RenderableType:
-    """Return the schedulers, by name, each with its line of help."""
-    return _facts(help_lines)
+def schedulers_table(listed: Sequence[Listed]) -> RenderableType:
+    """Return the schedulers, each with what it needs and its line of help."""
+    table = _table()
+    table.add_column("Name", style="bold", no_wrap=True)
+    table.add_column("Who trains next", overflow="fold")
+    table.add_column("Decides by", overflow="fold")
+    for one in listed:
+        table.add_row(one.name, Text(one.help), Text(", ".join(one.needs) or MISSING))
+    return table
 
 
 def _table() -> Table:
@@ -203,9 +214,10 @@ def _final_cells(job: JobProgress, now: float) -> list[Text]:
         job.name,
         job.user or MISSING,
         str(job.state),
+        seconds_text(job.completion_seconds) if ended else MISSING,
+        times_text(job.slowdown),
         seconds_text(job.waiting_seconds(now)),
         seconds_text(job.training_seconds),
-        seconds_text(job.completion_seconds) if ended else MISSING,
         bytes_text(job.peak_bytes),
         f"{story} (log: {job.log})" if job.log else story,
     ]
@@ -217,10 +229,20 @@ def _final_cells(job: JobProgress, now: float) -> list[Text]:
 def _total(summary: Summary) -> str:
     counts = [f"{summary.count(state)} {state}" for state in JobState if summary.count(state)]
     parts = [f"{plural(len(summary.jobs), 'job')}: {', '.join(counts) or 'nothing to do'}"]
-    parts.append(f"all in {seconds_text(summary.makespan_seconds)}")
+    parts.append(f"all in {seconds_text(summary.makespan_seconds)} (makespan)")
     if summary.peak_bytes is not None:
         parts.append(f"peak memory of the run {bytes_text(summary.peak_bytes)}")
     return "; ".join(parts)
+
+
+def _since_submission(summary: Summary) -> list[Text]:
+    completions, slowdowns = summary.completions(), summary.slowdowns()
+    if completions is None:
+        return []
+    parts = [f"completion since submission {spread_text(completions.mean, completions.p95)}"]
+    if slowdowns is not None:
+        parts.append(f"slowdown {spread_text(slowdowns.mean, slowdowns.p95, times_text)}")
+    return [Text("; ".join(parts))]
 
 
 def _plan_cells(job: PlannedJob) -> dict[str, Text]:

@@ -100,6 +100,12 @@ class Units:
             units += self._fitting([by_name[name] for name in names])
         return units
 
+    def in_turn(self) -> list[Unit]:
+        """Return the units that have a turn, each of the jobs that are still in it."""
+        by_name = {record.name: record for record in self.everybody}
+        turns = [[by_name[name] for name in slot.turn if name in by_name] for slot in self.slots]
+        return [Unit(leader=members[0], companions=tuple(members[1:])) for members in turns if members]
+
     def may_join(self, record: JobRecord, slot: Slot) -> bool:
         """Whether a job that is ready may join the turn under way on ``slot``."""
         members = [other for other in self.everybody if other.name in slot.turn]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
+from unified.deciding import Decider
 from unified.packer import Place, Placements
 from unified.placement import Placement
-from unified.placing import Placer, explanation, policy_order
+from unified.placing import Placer, policy_order
 from unified.quantities import bytes_text, seconds_text
 from unified.queue.records import UNDER
 from unified.reservations import Reservation
@@ -17,7 +18,7 @@ from unified.tenancy import Berth, Tenant
 _GRAVEST = ("reserved", "memory", "parted", "ban", "alone", "trust")
 
 
-def why_waiting(placer: Placer, *, now: float) -> dict[str, str]:
+def why_waiting(placer: Placer, decider: Decider) -> dict[str, str]:
     """Return why jobs that could begin a turn do not, in the policy's order: one line for each.
 
     It names other jobs to their own user only.
@@ -28,7 +29,7 @@ def why_waiting(placer: Placer, *, now: float) -> dict[str, str]:
     by_name = {unit.leader.name: unit for unit in units}
     texts: dict[str, str] = {}
     num_before = 0
-    for view in policy_order(placer.scheduler, [unit.view() for unit in units], now):
+    for view in policy_order(placer.scheduler, [unit.view() for unit in units], decider.clock()):
         unit, place = by_name[view.id], placements.places.get(view.id)
         if place is None:
             text = f"parked on slot {unit.slot}"
@@ -37,7 +38,7 @@ def why_waiting(placer: Placer, *, now: float) -> dict[str, str]:
         else:
             text = _kept_from_all(place, placements, placement)
         num_before += place is not None
-        text += f"{UNDER}{placer.books.scheduler_name}: {explanation(placer.scheduler, view, now)}"
+        text += f"{UNDER}{decider.explain(view)}"
         texts |= dict.fromkeys((record.name for record in unit.records), text)
     return texts
 

@@ -64,7 +64,7 @@ class Worker:
         self._saver = Saver(say=self._say, later=self._inbox.put)
         self._turn: StackTurn | None = None
         self._probes: dict[tuple[str, ...], Probe] = {}
-        self._is_stopping_turn = False
+        self._is_stopping_turn = self._is_preempting = False
         self._is_shutting_down = False
         self._stack_hooks = StackHooks(
             each=Hooks(between_steps=self._between_steps, on_progress=self._report_progress, on_epoch=self._report_epoch),
@@ -99,6 +99,8 @@ class Worker:
                 self._run_turn(command)
             case messages.JoinTurn():
                 self._join_turn(command.job)
+            case messages.EndTurn():
+                self._is_stopping_turn = self._is_preempting = self._turn is not None
             case messages.WriteCheckpoint():
                 self._checkpoint(command.job)
             case messages.Evict():
@@ -145,7 +147,7 @@ class Worker:
         names = [name for name in (command.job, *command.companions) if name in self._residents]
         if not names:
             return  # it failed or was evicted while the command was under way; the engine has been told
-        self._is_stopping_turn = self._is_shutting_down
+        self._is_stopping_turn, self._is_preempting = self._is_shutting_down, False
         terms = StackTerms(
             least_speedup=command.least_speedup,
             speedup=command.speedup,
@@ -178,6 +180,7 @@ class Worker:
                 seconds=report.seconds,
                 done=member.is_done,
                 peak_bytes=member.peak_bytes,
+                is_preempted=self._is_preempting and not member.is_done,
             )
         )
         if member.is_done:

@@ -168,17 +168,25 @@ def test_the_first_two_commands_stand_alone():
     assert first.text.count("\n") == second.text.count("\n") == 1
 
 
-def test_the_scheduler_in_the_text_keeps_the_laws(tmp_path):
-    """Done as the text says: the first block in a file, the law suite on it, chosen by name."""
-    (tmp_path / "nearest.py").write_text(next(b.text for b in blocks(EXTENDING) if b.language == "python"))
-    suite = ROOT / "tests" / "unit" / "test_scheduler_laws.py"
-    options = ["-q", "-k", "nearest", "-p", "no:cacheprovider", "--durations=0"]
-    chosen = environment(tmp_path, UNIFIED_SCHEDULERS_TO_TEST="nearest:NearestToTheEnd nearest:NearestToTheEnd:epochs=2")
-    command = [sys.executable, "-m", "pytest", str(suite), *options]
-    done = subprocess.run(command, cwd=ROOT, env=chosen, capture_output=True, text=True, check=False)
+def assert_all_laws_pass(command: list[str], folder: Path, num_schedulers: int) -> None:
+    command = [sys.executable, "-m", "pytest", *command, "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    num_laws = sum(text.startswith("@any_policy") for text in suite.read_text().splitlines())
-    assert f"{2 * num_laws} passed" in done.stdout
+    num_laws = (ROOT / "schedulers" / "testing" / "laws.py").read_text().count("    def test_")
+    # all but one are for each of them
+    assert f"{num_schedulers * (num_laws - 1) + 1} passed" in done.stdout
+
+
+def test_the_scheduler_in_the_text_keeps_the_laws(tmp_path):
+    """Done as the text says: the first block in a file, the law suite on it from that folder."""
+    (tmp_path / "nearest.py").write_text(next(b.text for b in blocks(EXTENDING) if b.language == "python"))
+    [line] = [line for b in blocks(EXTENDING) for line in b.text.splitlines() if "-p schedulers.testing" in line]
+    assert_all_laws_pass(line.removeprefix("python -m pytest ").split(), tmp_path, num_schedulers=2)
+
+
+def test_the_example_keeps_the_laws():
+    """From the checkout, where the option alone is enough."""
+    assert_all_laws_pass(["--scheduler=examples.own_scheduler:Lottery"], ROOT, num_schedulers=1)
 
 
 # ---- links

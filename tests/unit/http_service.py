@@ -109,7 +109,7 @@ def publish(queue, job, files):
         (folder / name).write_bytes(content)
     sealed = {"name": job, "sha256": {name: sha256(content) for name, content in files.items()}}
     (folder / "result.json").write_text(json.dumps(sealed))
-    move_job(queue, job, JobState.FINISHED, result_path=f"results/{job}")
+    move_job(queue, job, JobState.FINISHED, result_path=f"results/{job}", training_seconds=0.5)
 
 
 def append(path, text):

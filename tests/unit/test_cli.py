@@ -11,7 +11,7 @@ from schedulers import registry
 from unified import cli
 from unified.errors import DoesNotFitError, InvalidSubmission, Problem
 
-COMMANDS = ("run", "inspect", "keygen", "sign", "schedulers", "version")
+COMMANDS = ("run", "inspect", "keygen", "sign", "simulate", "schedulers", "version")
 
 
 def options(*arguments):
@@ -96,11 +96,14 @@ def test_run_without_out_says_what_is_missing(capsys):
     assert "--out DIR is needed" in capsys.readouterr().err
 
 
-def test_schedulers_are_listed_with_their_help(capsys):
+def test_schedulers_are_listed_with_their_help_and_what_they_decide_by(capsys):
     assert cli.main(["schedulers"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines] == list(registry.available())
-    assert lines[0].endswith(registry.BUILT_INS["fcfs"][1])
+    assert registry.BUILT_INS["fcfs"][1] in lines[0]
+    needs = {line.split()[0]: line for line in lines}
+    assert needs["srtf"].endswith("step_seconds")
+    assert needs["fair"].endswith("user_shares, weight, those of the inner one")
 
 
 def test_version_names_what_computes(capsys):

@@ -68,8 +68,8 @@ def test_operation_ids_are_unique(client):
 def test_a_job_has_the_fields_that_were_promised():
     promised = (
         "schema id name user state reason priority steps_done steps_total loss metrics step_seconds memory_bytes slot "
-        "num_threads epoch submit_time started_time finished_time training_seconds waiting_seconds eta_seconds "
-        "num_job_failures num_infra_failures result"
+        "num_threads epoch submit_time started_time finished_time completion_seconds slowdown training_seconds waiting_seconds "
+        "eta_seconds num_job_failures num_infra_failures result"
     )
     assert set(promised.split()) == {field.alias or name for name, field in Job.model_fields.items()}
 

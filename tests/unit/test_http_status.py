@@ -189,6 +189,7 @@ def test_numbers_of_a_job_end_with_it_and_counters_only_grow(queue):
         found = numbers(client)
         assert not [key for key in found if ("job", "hers") in key]
         assert found["unified_job_completion_seconds_count", ("outcome", "finished")] == 1
+        assert found["unified_job_slowdown_count",] == 1
         queue.store.forget("hers")
         move_job(queue, "his", JobState.FAILED)
         found = numbers(client)

@@ -21,7 +21,7 @@ def test_a_file_has_at_most_400_lines(path: Path) -> None:
 def test_what_the_command_line_imports_is_free_of_torch() -> None:
     modules = "unified.run_command, unified.inspect_command, unified.cli, schedulers.registry, unified.queue_parsers"
     modules += ", unified.service.serve_command, unified.service.http_process, unified.service.queue_command"
-    modules += ", unified.service.client"
+    modules += ", unified.service.client, unified.simulate_command"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 

@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 
 from schedulers import base
+from schedulers.checks import wrong_grant
 from tests.unit.test_planning import make_record
 from unified.admission import ModelForm
 from unified.budgets import Fault
-from unified.deciding import wrong_grant
 from unified.failures import MAX_BANS, clear_suspect, fault_of_death, suspects_of
 from unified.job_state import JobState
 from unified.ledger import JobRecord, Ledger, MemoryJournal

@@ -21,7 +21,7 @@ from unified.service.queue_tables import jobs_table
 
 MOVES = ("pause", "resume", "cancel", "checkpoint", "requeue")
 VERBS = ("serve", "submit", "ls", "show", "explain", "logs", *MOVES, "wait", "top", "doctor")
-COLUMNS = "ID NAME USER PRIO STATE REASON SLOT STEP/TOTAL ETA LOSS MEM WAIT RUN"
+COLUMNS = "ID NAME USER PRIO STATE REASON SLOT STEP/TOTAL ETA LOSS MEM COMPLETE SLOWDOWN WAIT RUN"
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 
@@ -149,7 +149,7 @@ def test_ls_has_its_columns_and_every_waiting_job_a_reason(call, queue, tmp_path
     assert "retry in 40 s (1 of 2)" in rows[1]
 
 
-@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("width", [80, 100, 180])
 def test_the_list_fits_its_screen_with_whole_ids_and_a_line_for_each_job(queue, tmp_path, width):
     names = ["a", "b" * 20]
     rows = [queue.get(submitted(queue, tmp_path / "jobs", name, user="ann")) for name in names]
@@ -159,7 +159,7 @@ def test_the_list_fits_its_screen_with_whole_ids_and_a_line_for_each_job(queue, 
     title, *lines = captured.get().splitlines()
     assert [line.split()[0] for line in lines] == [row.id for row in rows]
     assert {"ID", "STATE", "REASON", "STEP/TOTAL"} <= set(title.split())
-    assert (title.split() == COLUMNS.split()) == (width == 160)
+    assert (title.split() == COLUMNS.split()) == (width == 180)
 
 
 def test_ls_selects_and_pages(call, queue, tmp_path):
@@ -338,6 +338,16 @@ def test_top_shows_slots_members_memory_and_queue(call, queue, tmp_path):
     assert (seen["is_served"], seen["memory_bytes"], seen["counts"]["queued"]) == (True, 7 << 20, 1)
     assert RFC_3339.fullmatch(seen["time"])
     assert all(word in text for word in (f"> {running}", waiting, "5 MiB", "7 MiB", "fcfs on cpu"))
+
+
+def test_what_finished_jobs_took_since_their_submission_is_told(call, queue, tmp_path):
+    job = submitted(queue, tmp_path / "jobs")
+    bring(queue, job, S.FINISHED, finished_time=queue.get(job).submit_time + 12.0, training_seconds=4.0)
+    assert document(call("ls", "--json", "--state", "finished")[1])["jobs"][0]["slowdown"] == pytest.approx(3.0)
+    assert "12.0 s after submission, slowdown 3.00x" in call("show", job)[1]
+    expected = {"mean": 12.0, "p50": 12.0, "p95": 12.0, "p99": 12.0}
+    assert document(call("top", "--json")[1])["finished"]["completion_seconds"] == pytest.approx(expected)
+    assert "latest 1 finished job: completion since submission mean 12.0 s, p95 12.0 s; slowdown mean 3.00x" in call("top")[1]
 
 
 def test_top_without_a_supervisor_says_so(call, queue, tmp_path):

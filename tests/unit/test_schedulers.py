@@ -186,9 +186,9 @@ def test_policies_say_which_fields_they_need(spelling, needs):
         ("", "no scheduler is called ''; known: fcfs"),
         ("sjf:lenght=epochs", "'sjf' has no option 'lenght'; did you mean 'length'"),
         ("fcfs:length=epochs", "'fcfs' has no option 'length'; it has none"),
-        ("sjf:length=steps", "expected parameters or epochs, got 'steps'"),
+        ("sjf:length=steps", "expected parameters, epochs, seconds, got 'steps'"),
         ("sjf:length", "expected option=value after ':', got 'length'"),
-        ("fcfs:", "expected option=value after ':', got ''"),
+        ("fcfs:", "'fcfs': expected option=value, got ''"),
         ("sjf:length=epochs,length=epochs", "option 'length' is given twice"),
         (
             "round-robin:quantum=0",
@@ -200,7 +200,7 @@ def test_policies_say_which_fields_they_need(spelling, needs):
         ("round-robbin:quantum=200", "no scheduler is called 'round-robbin'; did you mean 'round-robin'"),
         ("no.such.module:Lottery", "no scheduler is called 'no.such.module'"),
         ("schedulers.fcfs:Missing", "cannot be imported"),
-        ("schedulers.sjf:_FIELDS", "is not a class"),
+        ("schedulers.sjf:_NEEDS", "is not a class"),
         ("fractions:Fraction", "a Fraction has no 'select' or no 'needs'"),
     ],
 )

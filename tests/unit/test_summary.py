@@ -69,6 +69,32 @@ def test_figures_agree_with_the_events_they_come_from(seed):
     assert set(run["versions"]) == {"python", "unifiednn", "torch", "accelerate", "numpy"}
 
 
+def test_a_run_reports_what_its_owners_waited_for():
+    """By hand: two jobs of 2 and 6 s of turns on one slot, and one that failed, which counts in no mean."""
+    events = []
+    for name, waited, trained, completed in (("a", 1.0, 2.0, 3.0), ("b", 3.0, 6.0, 9.0)):
+        times = {"waiting_seconds": waited, "training_seconds": trained, "completion_seconds": completed}
+        events += [submitted(name), TurnStarted(at=waited, job=name, slot=0)]
+        events.append(JobFinished(at=completed, job=name, folder="out", metrics={}, peak_bytes=1, **times))
+    events += [submitted("c"), TurnStarted(at=9.0, job="c", slot=0), JobFailed(at=10.0, job="c", reason="nan", log=None)]
+    content = follow(events).to_json()
+    run, jobs = content["run"], content["jobs"]
+    assert run["completion_seconds"] == {"mean": 6.0, "p50": 9.0, "p95": 9.0, "p99": 9.0}
+    assert run["slowdown"] == {"mean": 1.5, "p50": 1.5, "p95": 1.5, "p99": 1.5}
+    assert run["makespan_seconds"] == 10.0
+    assert (jobs["a"]["started_at"], jobs["a"]["ended_at"], jobs["a"]["slowdown"]) == (1.0, 3.0, 1.5)
+    assert (jobs["c"]["completion_seconds"], jobs["c"]["slowdown"]) == (10.0, None)
+
+
+def test_what_an_earlier_run_finished_counts_in_no_mean():
+    done = JobFinished(
+        at=0, job="a", folder="out", metrics={}, waiting_seconds=1, training_seconds=2, completion_seconds=4, peak_bytes=1
+    )
+    content = follow([submitted("a"), done]).to_json()
+    assert content["run"]["completion_seconds"] is None
+    assert content["jobs"]["a"]["slowdown"] == 2.0
+
+
 def test_a_finished_job_shows_its_own_metrics_and_no_bookkeeping():
     content = follow(make_run(seed=1, failures=0)).to_json()
     for job in content["jobs"].values():

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 from rich.segment import Segment
 
+from schedulers.registry import Listed
 from tests.unit.event_streams import make_run
 from unified.admission import DatasetRef, Estimate, ModelForm, ModelRef, Submission
 from unified.events import JobFailed, JobPaused, JobSubmitted, StepsDone, TurnStarted
@@ -53,14 +54,15 @@ def submitted(job, **changes):
 
 def test_final_table_has_a_line_per_job_with_its_times_and_metrics():
     summary = follow(make_run(seed=3, num_jobs=5, failures=1))
-    title, *lines, total = rendered(final_table(summary))
+    title, *lines, total, since = rendered(final_table(summary))
     assert cells(title) == [
         "job",
         "user",
         "state",
+        "complete",
+        "slowdown",
         "waiting",
         "training",
-        "complete",
         "peak",
         "metrics, or the reason",
     ]
@@ -69,6 +71,8 @@ def test_final_table_has_a_line_per_job_with_its_times_and_metrics():
     assert lines[0].endswith("11 MiB  accuracy 0.9167, test_loss 0.01337, train_loss 0.0107")
     assert lines[-1].endswith("–  loss is nan (log: out/x/job.log)")
     assert total.startswith("5 jobs: 4 finished, 1 failed; all in ")
+    assert since.startswith("completion since submission mean ")
+    assert "; slowdown mean " in since
 
 
 def test_final_table_of_a_narrow_terminal_loses_no_text():
@@ -169,10 +173,12 @@ def test_submission_shows_what_it_is_and_needs(tmp_path):
     assert facts["predicted"] == "0.010 s a step, 0.480 s in all, on one thread"
 
 
-def test_schedulers_are_listed_by_name():
-    assert rendered(schedulers_table({"fcfs": "in order", "sjf": "smallest first"})) == [
-        "fcfs  in order",
-        "sjf   smallest first",
+def test_schedulers_are_listed_with_what_they_decide_by():
+    listed = [Listed(name="fcfs", needs=(), help="in order"), Listed(name="edf", needs=("deadline", "weight"), help="soon")]
+    assert rendered(schedulers_table(listed)) == [
+        "Name  Who trains next  Decides by",
+        "fcfs  in order         –",
+        "edf   soon             deadline, weight",
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unified.turns import MIN_TIMED_STEPS, Turns
+from unified.turns import NUM_INTERVALS, StepTimes, Turns
 
 
 def test_a_turn_counts_from_where_it_really_began() -> None:
@@ -14,13 +14,26 @@ def test_a_turn_counts_from_where_it_really_began() -> None:
     assert not turns.is_under_way("a")
 
 
-def test_a_step_time_is_known_after_a_few_steps_and_follows_the_turn() -> None:
+def test_steps_are_timed_from_one_report_to_the_next() -> None:
     turns = Turns()
     turns.begin("a", 0.0, 0)
-    assert turns.step_seconds("a", 5.0, MIN_TIMED_STEPS - 1) is None
-    assert turns.step_seconds("a", 5.0, 100) == 0.05
-    assert turns.step_seconds("a", 30.0, 200) == 0.15  # it has become slower
-    assert turns.step_seconds("other", 30.0, 200) is None
+    assert turns.interval("a", 5.0, 100) == (5.0, 100)
+    assert turns.interval("a", 6.0, 110) == (1.0, 10)
+    assert turns.interval("other", 30.0, 200) == (0.0, 0)
+    assert turns.end("a", 7.0, 120) == (7.0, 120)
+    assert turns.interval("a", 9.0, 130) == (0.0, 0)
+
+
+def test_the_time_of_a_step_is_the_median_of_the_last_intervals() -> None:
+    times = StepTimes()
+    times.add(1.0, 0)
+    assert times.typical is None
+    for seconds in (9.0, 1.0, 1.0, 30.0, 1.0):  # a first step, and an evaluation between two reports
+        times.add(seconds, 10)
+    assert times.typical == 0.1
+    for _ in range(NUM_INTERVALS):
+        times.add(2.0, 10)  # it has become slower
+    assert times.typical == 0.2
 
 
 def test_a_turn_that_lost_steps_has_done_none() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from unified.accounting import slowdown
 from unified.job_state import JobState
 
 UNDER = "; under "  #: in the reason of a job that waits: between what the packer says of it, and what the scheduler does
@@ -149,6 +150,17 @@ class JobRow:
     last_fault: str | None
     admission: dict[str, Any] | None
     result_path: str | None
+
+    @property
+    def completion_seconds(self) -> float | None:
+        """Seconds from submission to the end; None while there is none. Not below 0, if a clock was set back."""
+        return None if self.finished_time is None else max(0.0, self.finished_time - self.submit_time)
+
+    @property
+    def slowdown(self) -> float | None:
+        """See :func:`unified.accounting.slowdown`; None of a job that did not finish."""
+        is_finished = self.state is JobState.FINISHED
+        return slowdown(self.completion_seconds, self.training_seconds) if is_finished else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

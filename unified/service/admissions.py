@@ -231,7 +231,7 @@ class Admitter:
     def _judge(self, row: JobRow, answer: Inspected) -> None:
         submission, problems = answer.submission, answer.problems
         if submission is None or problems:
-            self._reject(row, problems)
+            self.reject(row, problems)
             return
         peak, capacity = submission.estimate.peak_bytes, self.planner.capacity_bytes
         if peak > capacity:
@@ -246,7 +246,8 @@ class Admitter:
         if self.store.admit(row.id, admission, steps_total=submission.num_steps, memory_bytes=peak):
             self.store.set_reason({row.id: "waits for a slot"})
 
-    def _reject(self, row: JobRow, problems: Sequence[Problem]) -> None:
+    def reject(self, row: JobRow, problems: Sequence[Problem]) -> None:
+        """End a queued job for what is wrong with it, which its owner finds in ``rejected/``, too."""
         codes = [problem.code for problem in problems] or ["E-READ"]
         for code in codes:
             self.on_rejected(code)

@@ -101,7 +101,6 @@ class FolderDoor:
 
 def standing_of(job: Job) -> Standing:
     """Return what a client needs of a job."""
-    ended = job.finished_time or job.submit_time
     return Standing(
         id=job.id,
         name=job.name,
@@ -111,5 +110,5 @@ def standing_of(job: Job) -> Standing:
         num_threads=job.num_threads,
         waiting_seconds=job.waiting_seconds,
         training_seconds=job.training_seconds,
-        completion_seconds=max(0.0, (ended - job.submit_time).total_seconds()),
+        completion_seconds=job.completion_seconds or 0.0,
     )

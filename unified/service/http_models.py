@@ -65,7 +65,11 @@ class Job(Answer):
     submit_time: datetime
     started_time: datetime | None
     finished_time: datetime | None
-    training_seconds: float
+    completion_seconds: Annotated[float | None, Field(description="From submission to the end, whatever it was.")] = None
+    slowdown: Annotated[
+        float | None, Field(description="Of a finished job: completion_seconds as a multiple of training_seconds.")
+    ] = None
+    training_seconds: Annotated[float, Field(description="Sum of its turns.")]
     waiting_seconds: Annotated[float, Field(description="From submission to the first turn, or until now.")]
     eta_seconds: Annotated[float | None, Field(description="Of training alone, while it is on a slot.")]
     num_job_failures: int
@@ -312,6 +316,8 @@ def _job_fields(row: JobRow, reason: str, now: float) -> dict[str, Any]:
         "submit_time": utc(row.submit_time),
         "started_time": _at_or_none(row.started_time),
         "finished_time": _at_or_none(row.finished_time),
+        "completion_seconds": row.completion_seconds,
+        "slowdown": row.slowdown,
         "training_seconds": row.training_seconds,
         "waiting_seconds": max(0.0, until - row.submit_time),
         "eta_seconds": _eta(row),

@@ -180,7 +180,7 @@ class Narrator:
         self.files.log(
             event.job,
             f"finished: {metrics_text({name: event.metrics[name] for name in event.metrics if 'loss' in name})}; "
-            f"trained {seconds_text(event.training_seconds)}, complete after {seconds_text(event.completion_seconds)}",
+            f"complete after {seconds_text(event.completion_seconds)}, trained {seconds_text(event.training_seconds)}",
         )
         self._leave(event.job)
 
@@ -189,6 +189,10 @@ class Narrator:
         for name in event.members:  # whose the others are is not told
             others, speedup = plural(len(event.members) - 1, "other job"), f"{event.speedup:.1f} times faster than side by side"
             self.files.log(name, f"steps as one with {others} like it, {speedup}")
+
+    def at_risk(self, event: events.DeadlineAtRisk) -> None:
+        """A job will be late."""
+        self.files.log(event.job, f"WILL MISS ITS DEADLINE by {seconds_text(event.predicted - event.deadline)} or more")
 
     def paused(self, event: events.JobPaused) -> None:
         """A job is set aside."""
@@ -220,6 +224,7 @@ _TELLERS: dict[type[events.Event], Callable[[Narrator, Any], None]] = {
     events.JobFailed: Narrator.failed,
     events.JobFinished: Narrator.finished,
     events.JobPaused: Narrator.paused,
+    events.DeadlineAtRisk: Narrator.at_risk,
     events.StackFormed: Narrator.stack_formed,
     events.JobCancelled: Narrator.cancelled,
 }

@@ -27,26 +27,31 @@ from unified.job_state import ENDED, RESIDENT, JobState
 from unified.queue.records import JobRow
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+SLOWDOWN_BOUNDS = (1.1, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
 BOUNDS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 3600.0, 7 * 24 * 3600.0)
 
 
 @dataclass(slots=True)
-class Durations:
-    """A histogram of durations: how many fell below each of ``BOUNDS``, and their sum."""
+class Histogram:
+    """How many values fell below each of ``bounds``, and their sum."""
 
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
+    bounds: tuple[float, ...] = BOUNDS
+    counts: list[int] = field(init=False)
     total: float = 0.0
 
-    def add(self, seconds: float) -> None:
-        """Count one duration; one below zero, after a clock was set back, counts as none."""
-        seconds = max(0.0, seconds)
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
-        self.total += seconds
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def add(self, value: float) -> None:
+        """Count one value; a duration below zero, after a clock was set back, counts as none."""
+        value = max(0.0, value)
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
 
     def buckets(self) -> list[tuple[str, float]]:
         """Return cumulative counts, as Prometheus wants them."""
         found, running = [], 0
-        for bound, count in zip((*BOUNDS, math.inf), self.counts, strict=True):
+        for bound, count in zip((*self.bounds, math.inf), self.counts, strict=True):
             running += count
             found.append(("+Inf" if math.isinf(bound) else str(bound), float(running)))
         return found
@@ -56,8 +61,9 @@ class Durations:
 class EndedJobs:
     """What was seen of jobs that have ended; grows only, as counters must, even when retention removes jobs."""
 
-    waited: dict[str, Durations] = field(default_factory=dict)
-    completed: dict[str, Durations] = field(default_factory=dict)
+    waited: dict[str, Histogram] = field(default_factory=dict)
+    completed: dict[str, Histogram] = field(default_factory=dict)
+    slowdowns: Histogram = field(default_factory=lambda: Histogram(bounds=SLOWDOWN_BOUNDS))
     seen: set[tuple[str, float]] = field(default_factory=set)
     counts: dict[JobState, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -78,8 +84,10 @@ class EndedJobs:
             present.add(key)
             if key not in self.seen:
                 waited = (row.started_time or row.finished_time) - row.submit_time
-                self.waited.setdefault(row.state, Durations()).add(waited)
-                self.completed.setdefault(row.state, Durations()).add(row.finished_time - row.submit_time)
+                self.waited.setdefault(row.state, Histogram()).add(waited)
+                self.completed.setdefault(row.state, Histogram()).add(row.finished_time - row.submit_time)
+                if row.slowdown is not None:
+                    self.slowdowns.add(row.slowdown)
         self.seen = present
 
 
@@ -154,6 +162,9 @@ def _of_ended_jobs(ended: EndedJobs) -> Iterator[Metric]:
         for outcome, durations in sorted(by_outcome.items()):
             family.add_metric([outcome], durations.buckets(), durations.total)
         yield family
+    slowdown = HistogramMetricFamily("unified_job_slowdown", "Completion of finished jobs as a multiple of their turns.")
+    slowdown.add_metric([], ended.slowdowns.buckets(), ended.slowdowns.total)
+    yield slowdown
 
 
 def _of_supervisor(status: Mapping[str, Any], now: float) -> Iterator[Metric]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from unified.columns import fitting, natural, total
 from unified.job_state import JobState
 from unified.progress import shown_metrics
-from unified.quantities import MISSING, bytes_text, metrics_text, plural, seconds_text, value_text
+from unified.quantities import MISSING, bytes_text, metrics_text, plural, seconds_text, times_text, value_text
 from unified.queue.records import CheckpointRow, JobRow, Transition
 from unified.service.http_models import job_model
 from unified.service.queue_output import safe
@@ -29,11 +29,14 @@ STATE_STYLES = {
     JobState.RETRY_WAIT: "magenta",
 }
 
-_TITLES = ("ID", "NAME", "USER", "PRIO", "STATE", "REASON", "SLOT", "STEP/TOTAL", "ETA", "LOSS", "MEM", "WAIT", "RUN")
+_TITLES = (
+    "ID", "NAME", "USER", "PRIO", "STATE", "REASON", "SLOT", "STEP/TOTAL", "ETA", "LOSS", "MEM",
+    "COMPLETE", "SLOWDOWN", "WAIT", "RUN",
+)  # fmt: skip
 _LEFT = frozenset({"ID", "NAME", "USER", "STATE", "REASON"})
 _WIDEST = {"ID": 40, "NAME": 30, "USER": 20, "REASON": 60}  #: columns of text; 'show' has all of it
 _LEAST_REASON = 24
-_LEFT_OUT_FIRST = ("NAME", "MEM", "RUN", "WAIT", "ETA", "PRIO", "SLOT", "USER", "LOSS")
+_LEFT_OUT_FIRST = ("NAME", "MEM", "RUN", "WAIT", "SLOWDOWN", "ETA", "COMPLETE", "PRIO", "SLOT", "USER", "LOSS")
 
 
 def jobs_table(rows: Sequence[JobRow], reasons: Mapping[str, str], now: float, width: int) -> RenderableType:
@@ -82,6 +85,8 @@ def _cells(row: JobRow, reason: str, now: float) -> dict[str, Text]:
         seconds_text(shown.eta_seconds),
         value_text(row.loss),
         bytes_text(row.memory_bytes),
+        seconds_text(row.completion_seconds),
+        times_text(row.slowdown),
         seconds_text(shown.waiting_seconds),
         seconds_text(row.training_seconds) if row.training_seconds else MISSING,
     ]
@@ -128,6 +133,7 @@ def _facts(row: JobRow, reason: str, extra: Mapping[str, Any]) -> dict[str, str]
         "submitted": time_text(row.submit_time),
         "started": time_text(row.started_time),
         "finished": time_text(row.finished_time),
+        "complete": "not yet" if row.completion_seconds is None else _completion_text(row),
         "waited": seconds_text(shown.waiting_seconds),
         "trained": seconds_text(row.training_seconds),
         "steps": f"{row.steps_done} of {MISSING if row.steps_total is None else row.steps_total}",
@@ -146,6 +152,11 @@ def _facts(row: JobRow, reason: str, extra: Mapping[str, Any]) -> dict[str, str]
     if row.not_before is not None and row.state is JobState.RETRY_WAIT:
         facts["tried again"] = time_text(row.not_before)
     return facts
+
+
+def _completion_text(row: JobRow) -> str:
+    after = f"{seconds_text(row.completion_seconds)} after submission"
+    return after if row.slowdown is None else f"{after}, slowdown {times_text(row.slowdown)}"
 
 
 def _transitions_table(transitions: Sequence[Transition]) -> Table:

@@ -97,6 +97,7 @@ def _listed(row: WaitingRow, started: float) -> Listed:
         priority=row.priority,
         weight=row.weight,
         deadline=None if row.deadline_seconds is None else submit_time + row.deadline_seconds,
+        is_deadline_soft=spec.get("deadline_kind") == "soft",
         num_parameters=estimate["num_parameters"],
         num_epochs=-(-steps_total // steps_per_epoch),
         steps_per_epoch=steps_per_epoch,

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
-from schedulers import base, registry
+from schedulers import registry
 from unified import events
 from unified.bookkeeper import Bookkeeper
 from unified.budgets import Limits
 from unified.conductor import Conductor
+from unified.deadlines import DeadlineWatch
+from unified.deciding import check_supplied
 from unified.device import parse_device
 from unified.errors import NurseryDiedError, WorkerDiedError
 from unified.job_state import RESIDENT
@@ -37,6 +39,7 @@ from unified.service.admissions import Admitter
 from unified.service.commands import Commands
 from unified.service.complaints import Complaints
 from unified.service.confining import confinement_of_workers
+from unified.service.deadline_door import DeadlineDoor
 from unified.service.job_files import JobFiles
 from unified.service.journal import StoreJournal
 from unified.service.narrator import Narrator
@@ -47,6 +50,7 @@ from unified.service.ticker import Ticker
 from unified.service.watchdog import Watchdog
 from unified.service.working_set import WorkingSet
 from unified.stacks import Stacks
+from unified.telling import Telling
 
 IDLE_SECONDS = 0.25
 SAMPLE_SECONDS = 5.0  #: between two looks at the memory of all processes
@@ -97,8 +101,11 @@ class Supervisor:
         self._is_draining = self._is_fenced = False
         self._looked = time.monotonic()
         self._rests_until = 0.0
+        self._saved_memory: dict[str, Any] | None = None
+        self._saved_learning: dict[str, Any] | None = None
         self._workers: dict[int, int] = {}
-        self._scheduler = registry.create(config.scheduler)
+        scheduler = registry.create(config.scheduler)
+        check_supplied(scheduler, config.scheduler)
         devices = self.devices = parse_device(config.device)
         nursery.hides_gpus = devices == ("cpu",)
         self._planner = Planner(devices=devices, slots=config.slots, threads=config.threads)
@@ -113,8 +120,7 @@ class Supervisor:
         self.books = Bookkeeper(
             ledger=Ledger(),
             journal=self.journal,
-            scheduler=self._scheduler,
-            scheduler_name=config.scheduler,
+            telling=Telling(scheduler=scheduler, name=config.scheduler),
             emit=self._emit,
             clock=self.now,
             limits=self.limits,
@@ -124,7 +130,6 @@ class Supervisor:
         )
         self.conductor = Conductor(
             books=self.books,
-            scheduler=self._scheduler,
             nursery=nursery,
             planner=self._planner,
             deterministic=config.deterministic,
@@ -157,12 +162,14 @@ class Supervisor:
             books=self.books,
             store=store,
             root=root,
-            shortlist=Shortlist(store=store, scheduler=self._scheduler, window=config.window, started=self.started),
+            shortlist=Shortlist(store=store, scheduler=scheduler, window=config.window, started=self.started),
             num_threads=config.threads if self._planner.is_on_cpu else None,
             started=self.started,
             trust_in=lambda row: trust_in(root.spec(row.id), row, config),
             must_check_again=self._check_again,
+            door=DeadlineDoor(conductor=self.conductor, store=store, reject=self.admitter.reject),
         )
+        self._deadlines = DeadlineWatch(ledger=self.books.ledger, clock=self.now, emit=self._emit)
         self.status = StatusWriter(
             root=root,
             store=store,
@@ -198,7 +205,10 @@ class Supervisor:
     def run(self) -> Drained:
         """Train until :meth:`drain` or :meth:`fence` is called; return what became of the jobs on slots."""
         self.conductor.adopt(self._plan())
-        self._load_policy()
+        self.books.telling.take_over(self.store.load_policy(self.config.scheduler))
+        learnt = self.store.load_policy(_PACKER)
+        if learnt is not None:
+            self.conductor.placer.interference.load_state_dict(learnt, self.now())
         self._emit_start()
         self.working_set.refresh()
         while not (self._is_draining or self._is_fenced):
@@ -234,18 +244,15 @@ class Supervisor:
         self.status.write(ticks=ticks, late=late, is_draining=self._is_draining, is_exact=is_exact)
 
     def save_policy(self) -> None:
-        """Write down the scheduler's memory, if it has one, and the packer's."""
-        if isinstance(self._scheduler, base.Stateful):
-            self.store.save_policy(self.config.scheduler, dict(self._scheduler.state_dict()))
-        self.store.save_policy(_PACKER, self.conductor.placer.interference.state_dict())
-
-    def _load_policy(self) -> None:
-        state = self.store.load_policy(self.config.scheduler)
-        if state is not None and isinstance(self._scheduler, base.Stateful):
-            self._scheduler.load_state_dict(state)
-        learnt = self.store.load_policy(_PACKER)
-        if learnt is not None:
-            self.conductor.placer.interference.load_state_dict(learnt, self.now())
+        """Write down the scheduler's memory, if it has one that has changed, and the packer's."""
+        memory = self.books.telling.memory()
+        if memory is not None and memory != self._saved_memory:
+            self.store.save_policy(self.config.scheduler, memory)
+            self._saved_memory = memory
+        learnt = self.conductor.placer.interference.state_dict()
+        if learnt != self._saved_learning:
+            self.store.save_policy(_PACKER, learnt)
+            self._saved_learning = learnt
 
     def _plan(self) -> Plan:
         config, planner = self.config, self._planner
@@ -310,6 +317,7 @@ class Supervisor:
             except Exception:  # one report must not end everybody's training
                 logger.exception("a report of %s was lost; its worker is replaced", pipes[pipe].describe())
                 self.conductor.stop_stalled(pipes[pipe])
+        self.guarded(self._deadlines.look, "looking at deadlines")
         self.guarded(lambda: self._monitor.sample_if_due(self.now(), self._emit), "looking at memory")
 
     def _drop(self) -> None:

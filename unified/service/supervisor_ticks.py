@@ -91,6 +91,7 @@ class Ticks:
                 run=ask(self.supervisor.watchdog.ask_for_checkpoints),
             ),
             Tick(name="watch", seconds=min(1.0, config.stall_seconds / 4), run=ask(self.supervisor.watchdog.watch)),
+            Tick(name="policy", seconds=5.0 * scale, run=ask(self.supervisor.save_policy)),
             Tick(name="status", seconds=1.0, run=ask(self.supervisor.write_status)),
             Tick(name="disk", seconds=30.0 * scale, run=self.disk),
             Tick(name="retention", seconds=600.0 * scale, run=self.retention, own_thread=True),
@@ -197,7 +198,7 @@ class Ticks:
     def reasons(self) -> None:
         """Write down why each job that does not train does not, and no more that it does not of those that do."""
         supervisor = self.supervisor
-        texts = why_waiting(supervisor.conductor.placer, now=supervisor.now())
+        texts = why_waiting(supervisor.conductor.placer, supervisor.conductor.decider)
         told: dict[str, Told] = {}
         for is_resident in (False, True):
             records = [record for record in supervisor.books.ledger.all() if (record.slot is not None) is is_resident]

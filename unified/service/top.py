@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,8 +14,10 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from unified.accounting import Spread
 from unified.job_state import RESIDENT, JobState
-from unified.quantities import MISSING, bytes_text, seconds_text, value_text
+from unified.quantities import MISSING, bytes_text, plural, seconds_text, spread_text, times_text, value_text
+from unified.queue.records import JobRow
 from unified.queue.verbs import Queue
 from unified.service.queue_command import reasons_of
 from unified.service.queue_output import EXIT_DONE, Output, job_document
@@ -23,6 +26,7 @@ from unified.terminal import make_console
 
 _WAITING = (JobState.QUEUED, JobState.RETRY_WAIT, JobState.PAUSED)
 _SHOWN_WAITING = 15
+_COUNTED_FINISHED = 200  #: the latest submitted
 _OLD_SECONDS = 10.0  #: a supervisor that said nothing for longer is worth a word
 
 
@@ -68,6 +72,18 @@ def snapshot(queue: Queue) -> dict[str, Any]:
         "disk_free_bytes": said.get("disk_free_bytes"),
         "counts": {str(state): counts.get(state, 0) for state in JobState},
         "waiting": [job_document(row, reasons[row.id]) for row in waiting],
+        "finished": _finished(queue.list(states=(JobState.FINISHED,), limit=_COUNTED_FINISHED, newest_first=True).jobs),
+    }
+
+
+def _finished(rows: Sequence[JobRow]) -> dict[str, Any]:
+    """Return what finished jobs came to, or nulls if there are none."""
+    completions = Spread.of(row.completion_seconds for row in rows if row.completion_seconds is not None)
+    slowdowns = Spread.of(row.slowdown for row in rows if row.slowdown is not None)
+    return {
+        "count": len(rows),
+        "completion_seconds": None if completions is None else asdict(completions),
+        "slowdown": None if slowdowns is None else asdict(slowdowns),
     }
 
 
@@ -97,12 +113,21 @@ def view(content: Mapping[str, Any]) -> RenderableType:
     if content["members_elsewhere"]:
         jobs = ", ".join(job["id"] for job in content["members_elsewhere"])
         parts += [Text(), cell(f"on slots of a supervisor that is gone: {jobs}")]
+    if content["finished"]["completion_seconds"]:
+        parts += [Text(), Text(_finished_text(content["finished"]))]
     if content["waiting"]:
         parts += [Text(), _waiting_table(content["waiting"])]
         more = sum(content["counts"][state] for state in _WAITING) - len(content["waiting"])
         if more > 0:
             parts.append(Text(f"and {more} more"))
     return Group(*parts)
+
+
+def _finished_text(finished: Mapping[str, Any]) -> str:
+    completion, slowdown = finished["completion_seconds"], finished["slowdown"]
+    spread = spread_text(completion["mean"], completion["p95"])
+    text = f"latest {plural(finished['count'], 'finished job')}: completion since submission {spread}"
+    return text if slowdown is None else f"{text}; slowdown {spread_text(slowdown['mean'], slowdown['p95'], times_text)}"
 
 
 def _headline(content: Mapping[str, Any]) -> RenderableType:

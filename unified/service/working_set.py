@@ -5,22 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from schedulers import base
 from unified.admission import Submission
 from unified.bookkeeper import Bookkeeper
 from unified.errors import InvalidSubmission
-from unified.job_state import JobState
+from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, submitted_event
 from unified.queue.records import JobRow
 from unified.queue.root import Root
 from unified.queue.store import JobStore
 from unified.service.admissions import from_json
+from unified.service.deadline_door import DeadlineDoor
 from unified.service.shortlist import Listed, Shortlist
-
-MOST_REMEMBERED = 10_000  #: jobs that wait no more whose last event is remembered, as they may come back
-_EPOCH_BITS = 20  #: of the numbers of events: no job has a million of them on one slot
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +36,7 @@ class WorkingSet:
         started: When the run's clock was 0, in seconds since 1970.
         trust_in: Whether a job's model may still be loaded if that runs code; a SHA-256: that file alone.
         must_check_again: Told of a job whose files are not where its check found them, or which may no longer run its code.
+        door: Who may not come in for its deadline's sake.
     """
 
     books: Bookkeeper
@@ -48,55 +47,44 @@ class WorkingSet:
     started: float
     trust_in: Callable[[JobRow], bool | str]
     must_check_again: Callable[[JobRow], None]
-    _sequences: dict[str, int] = field(default_factory=dict)
+    door: DeadlineDoor
 
     def refresh(self) -> None:
         """Take in jobs that wait now; let go of those that no longer do, and of those that left their slots for good."""
         ledger = self.books.ledger
         for record in ledger.all():
             if record.slot is None and record.state is not JobState.QUEUED:
-                self._remove(record)
+                self._let_go(record)
         before = self.shortlist.waiting
         chosen, held = self.shortlist.look(), {record.name for record in ledger.all()}
         for record in ledger.all():
             listed = chosen.get(record.name)
             if record.slot is None and (listed is None or listed.epoch != record.epoch):
-                self._remove(record)
+                self._let_go(record)
         self._tell_who_came(before, held)
         rows = self.store.queued_rows([job for job in chosen if job not in ledger])
         rows.sort(key=lambda row: (row.submit_time, row.id))
-        new = [record for row in rows if (record := self._record(row)) is not None]
+        new = self.door.let_in([(row, record) for row in rows if (record := self._record(row)) is not None])
         if new:
             ledger.add_all(new)
         for record in new:
             self.books.emit(submitted_event(record))
 
-    def _remove(self, record: JobRecord) -> None:
-        self._sequences[record.name] = record.num_events
+    def _let_go(self, record: JobRecord) -> None:
+        """Take a job out; the scheduler must not wait for one that is not there."""
         self.books.ledger.remove(record.name)
+        if record.state not in ENDED and record.name not in self.shortlist.waiting:
+            self.books.note(base.Paused, record)
 
     def _tell_who_came(self, before: Mapping[str, Listed], held: AbstractSet[str]) -> None:
         """Tell the scheduler of all who came and went, also beyond the shortlist: its order depends on it."""
-        waiting, ledger = self.shortlist.waiting, self.books.ledger
+        waiting = self.shortlist.waiting
         for job, listed in waiting.items():
             if job not in before and job not in held:
-                self._tell(base.Submitted, listed)
+                self.books.telling.tell(base.Submitted, listed.view)
         for job, listed in before.items():
-            if job not in waiting and job not in ledger:
-                self._tell(base.Cancelled, listed)
-        while len(self._sequences) > len(waiting) + MOST_REMEMBERED:
-            del self._sequences[next(iter(self._sequences))]
-
-    def _tell(self, kind: type[base.Event], listed: Listed) -> None:
-        scheduler, view = self.books.scheduler, listed.view
-        # counted from the epoch on: the same again after a restart, and then a repeated event is ignored
-        number = self._sequences[view.id] = max(self._sequences.pop(view.id, 0), listed.epoch << _EPOCH_BITS) + 1
-        if not isinstance(scheduler, base.Observes):
-            return
-        try:
-            scheduler.on_event(kind(unit_id=view.id, sequence=number, user_shares=view.user_shares, weight=view.weight))
-        except Exception:  # it may be a plug-in
-            logger.exception("scheduler %s failed on %s; the service goes on", self.books.scheduler_name, kind.__name__)
+            if job not in waiting and job not in held:
+                self.books.telling.tell(base.Cancelled, listed.view)
 
     def _is_trusted(self, submission: Submission, row: JobRow) -> bool:
         """Whether a job may go to a worker: the settings may have changed since it was checked."""
@@ -125,6 +113,7 @@ class WorkingSet:
             trial_seconds={} if trial is None else {1: trial},
             first_start=None if row.started_time is None else row.started_time - self.started,
             training_seconds=row.training_seconds,
+            slot_seconds=row.training_seconds,  # more than its part, if it was in a stack
             peak_bytes=row.memory_bytes or submission.estimate.peak_bytes,
             is_alone=row.is_alone,
             num_job_failures=row.num_job_failures,
@@ -134,5 +123,4 @@ class WorkingSet:
             reason=row.reason,
             loss=row.loss,
             metrics=dict(row.metrics),
-            num_events=self._sequences.get(row.id, row.epoch << _EPOCH_BITS),
         )

@@ -1,0 +1,114 @@
+"""Deficit round robin: rounds in which everybody gets the same time, even if their steps differ in length."""
+
+from __future__ import annotations
+
+from math import ceil, floor, isfinite
+
+from schedulers.base import (
+    JSON,
+    Cancelled,
+    Epochs,
+    Event,
+    Failed,
+    Finished,
+    JobView,
+    Paused,
+    Quantum,
+    Resumed,
+    SchedulerConfigError,
+    Seconds,
+    Steps,
+    Submitted,
+    TurnCut,
+    TurnDone,
+    UntilDone,
+)
+from schedulers.keyed import KeyPolicy
+from schedulers.memory import Sequences
+from schedulers.passes import Passes
+from schedulers.quanta import DEFAULT_QUANTUM, parse_quantum
+
+_ROUNDING = 1e-9  #: rounds; a sum of steps that makes a quantum up to rounding does make it
+
+
+class DeficitRoundRobin(KeyPolicy):
+    """In each round a unit's deficit grows by a quantum by its weight, and it steps while that covers the next step.
+
+    What is left it keeps for the next round, and loses when it leaves. A unit whose step is longer than a quantum saves up
+    for several rounds. So of two units of the same weight that are ready throughout, neither gets ahead by more than
+    the quantum and two of the longest steps, where under ``round-robin`` the one with the longer epoch gets more.
+
+    Told as in stride scheduling: a unit's pass is what it has had, in quanta by its weight, and it has its next turn
+    in the first round whose number is its pass and a step or more.
+
+    Args:
+        quantum: What a unit of weight 1 gets in a round: a time such as ``"500ms"``, or ``"200steps"``.
+
+    Raises:
+        SchedulerConfigError: If it is neither.
+
+    References:
+        Shreedhar and Varghese, "Efficient fair queueing using deficit round robin" (1995).
+    """
+
+    def __init__(self, quantum: str | Quantum = DEFAULT_QUANTUM) -> None:
+        parsed = parse_quantum(quantum)
+        if isinstance(parsed, Epochs | UntilDone):
+            raise SchedulerConfigError(f"option 'quantum': expected a time or a number of steps, got {quantum!r}")
+        self.quantum = parsed
+        self.needs: frozenset[str] = frozenset({"weight"} if isinstance(parsed, Steps) else {"weight", "step_seconds"})
+        self._passes = Passes()
+        self._sequences = Sequences()
+
+    def key(self, unit: JobView, now: float) -> tuple[float, ...]:
+        """Return the round in which the unit has its next turn."""
+        return (float(self._round(unit)),)
+
+    def quantum_of(self, unit: JobView) -> Quantum:
+        """Return as many steps as the deficit covers; its time, if the unit's step is not measured."""
+        deficit = self._deficit(unit)
+        step = self._step(unit)
+        return Steps(max(1, floor(deficit / step + _ROUNDING))) if step else Seconds(deficit)
+
+    def explain(self, unit: JobView, now: float) -> str:
+        """Return the unit's round and its deficit."""
+        measure = "steps" if isinstance(self.quantum, Steps) else "s"
+        return f"its next turn is in round {self._round(unit)}, of {self._deficit(unit):.6g} {measure}; the least goes first"
+
+    def on_event(self, event: Event) -> None:
+        """Charge a unit for its turns; let it come and go."""
+        if not self._sequences.is_news(event):
+            return
+        if isinstance(event, Submitted | Resumed):
+            self._passes.join(event.unit_id)
+        elif isinstance(event, TurnDone | TurnCut):
+            used = event.steps if isinstance(self.quantum, Steps) else event.seconds
+            self._passes.charge(event.unit_id, used / (self.quantum.count * event.weight))
+        elif isinstance(event, Paused | Finished | Failed | Cancelled):
+            self._passes.leave(event.unit_id, for_good=not isinstance(event, Paused))
+
+    def state_dict(self) -> dict[str, JSON]:
+        """Return the passes as JSON."""
+        return {"passes": self._passes.state_dict(), "sequences": self._sequences.state_dict()}
+
+    def load_state_dict(self, state: dict[str, JSON]) -> None:
+        """Take over passes that ``state_dict`` returned."""
+        self._passes.load_state_dict(state["passes"])
+        self._sequences.load_state_dict(state["sequences"])
+
+    def _step(self, unit: JobView) -> float | None:
+        """Return what a step costs; None if that is not known."""
+        if isinstance(self.quantum, Steps):
+            return 1.0
+        step = unit.step_seconds
+        return step if step is not None and step > 0 and isfinite(step) else None
+
+    def _round(self, unit: JobView) -> int:
+        passed = self._passes.of(unit.id)
+        step = self._step(unit)
+        if step is None:
+            return floor(passed + _ROUNDING) + 1
+        return ceil(passed + step / (self.quantum.count * unit.weight) - _ROUNDING)
+
+    def _deficit(self, unit: JobView) -> float:
+        return (self._round(unit) - self._passes.of(unit.id)) * self.quantum.count * unit.weight

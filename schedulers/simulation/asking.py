@@ -1,0 +1,99 @@
+"""Asks a scheduler as the engine does: its answers are checked, and its time is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TypeVar
+
+from schedulers.base import Admits, Event, Grant, JobView, Observes, Preempts, Scheduler, SlotView
+from schedulers.checks import wrong_grant, wrong_victims
+from schedulers.fcfs import FirstComeFirstServed
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(slots=True)
+class Asker:
+    """Holds the scheduler, and counts what it does wrong.
+
+    Attributes:
+        scheduler: Who decides.
+        decision_seconds: Real time of each question.
+        num_wrong: How many answers could not be carried out.
+        wrong: What was wrong with the first of them.
+    """
+
+    scheduler: Scheduler
+    decision_seconds: list[float] = field(default_factory=list)
+    num_wrong: int = 0
+    wrong: str = ""
+    _observer: Observes | None = None
+    _preempts: Preempts | None = None
+    _admits: Admits | None = None
+
+    def __post_init__(self) -> None:
+        # asked once: checking for a protocol takes longer than many a decision
+        self._observer = self.scheduler if isinstance(self.scheduler, Observes) else None
+        self._preempts = self.scheduler if isinstance(self.scheduler, Preempts) else None
+        self._admits = self.scheduler if isinstance(self.scheduler, Admits) else None
+
+    @property
+    def preempts(self) -> bool:
+        """The scheduler may end turns early."""
+        return self._preempts is not None
+
+    def select(self, now: float, ready: Sequence[JobView], slots: Sequence[SlotView]) -> list[Grant]:
+        """Ask who runs next; a wrong answer is counted, and decided by first come, first served."""
+        grants = self._ask(
+            lambda: self.scheduler.select(now, ready, slots),
+            lambda answer: wrong_grant(answer, ready, slots) or _idle(answer, slots),
+        )
+        return FirstComeFirstServed().select(now, ready, slots) if grants is None else grants
+
+    def victims(
+        self, now: float, running: Sequence[JobView], wanted: Sequence[JobView], slots: Sequence[SlotView]
+    ) -> list[str]:
+        """Ask whose turn is to end for the sake of others; a wrong answer is counted, and nobody's ends."""
+        preempts = self._preempts
+        if preempts is None or not running:
+            return []
+        victims = self._ask(
+            lambda: preempts.victims(now, running, wanted, slots), lambda answer: wrong_victims(answer, running, wanted)
+        )
+        return victims or []
+
+    def refusal(
+        self, now: float, unit: JobView, accepted: Callable[[], list[JobView]], slots: Sequence[SlotView]
+    ) -> str | None:
+        """Ask whether a unit is accepted: None, or why not."""
+        admits = self._admits
+        return None if admits is None else self._ask(lambda: admits.refusal(now, unit, accepted(), slots), lambda answer: None)
+
+    def tell(self, event: Event) -> None:
+        """Tell the scheduler what happened."""
+        if self._observer is not None:
+            self._observer.on_event(event)
+
+    def _ask(self, question: Callable[[], Answer], problem: Callable[[Answer], str | None]) -> Answer | None:
+        began = perf_counter()
+        answer = None
+        try:
+            answer = question()
+        except Exception as error:  # noqa: BLE001 - it may be a plug-in
+            wrong = f"{type(error).__name__}: {error}"
+        else:
+            self.decision_seconds.append(perf_counter() - began)
+            wrong = problem(answer)
+        if wrong is None:
+            return answer
+        self.num_wrong += 1
+        self.wrong = self.wrong or wrong
+        return None
+
+
+def _idle(grants: Sequence[Grant], slots: Sequence[SlotView]) -> str | None:
+    """Say that nobody would run at all: a run that stands still never ends."""
+    is_idle = not grants and not any(slot.running for slot in slots)
+    return "granted nothing although every slot is idle and units are ready" if is_idle else None
