@@ -84,7 +84,7 @@ class Engine:
     def __init__(  # noqa: PLR0913 - the settings of a run, all optional, all by name
         self,
         *,
-        scheduler: str | base.Scheduler = "fcfs",
+        scheduler: str | base.Scheduler = "default",
         slots: int | str = "auto",
         threads: int | None = None,
         device: str = "auto",

@@ -191,9 +191,15 @@ class JobRecord:
         return self.slot is not None and not (self.is_safe or self.is_returning or self.checkpoint_failed)
 
     @property
+    def trial(self) -> float | None:
+        """Seconds of a trial step with its number of threads; before that is planned, with the first that was tried."""
+        tried = self.trial_seconds
+        return (next(iter(tried.values()), None) if self.num_threads is None else tried.get(self.num_threads)) or None
+
+    @property
     def seconds_left(self) -> float:
         """Predicted seconds of training that are left; in steps if no step has been timed."""
-        seconds = self.step_seconds or self.trial_seconds.get(self.num_threads or 1) or 1.0
+        seconds = self.step_seconds or self.trial or 1.0
         return (self.submission.num_steps - self.step) * seconds
 
     def view(self) -> JobView:
@@ -221,7 +227,7 @@ class JobRecord:
             steps_per_epoch=submission.steps_per_epoch,
             steps_total=submission.num_steps,
             steps_done=self.step,
-            step_seconds=self.step_seconds or self.trial_seconds.get(self.num_threads or 1) or None,
+            step_seconds=self.step_seconds or self.trial,
             attained_seconds=self.slot_seconds,
             num_preemptions=self.num_preemptions,
             memory_resident_bytes=self.demand.resident_bytes,

@@ -253,7 +253,7 @@ class Ticks:
             steps_done=record.step,
             loss=None if record.loss is None else finite({"loss": record.loss})["loss"],
             metrics=finite(record.metrics),
-            step_seconds=record.step_seconds or record.trial_seconds.get(record.num_threads or 1),
+            step_seconds=record.step_seconds or record.trial,
             memory_bytes=record.peak_bytes,
             training_seconds=self.supervisor.books.trained_seconds(record),
         )
