@@ -302,10 +302,12 @@ def _held(
     """Keep units from slots where they would hold up one that is before them."""
     found = list(places)
     for held in reservations:
-        seen = _foreseen(held.unit, residents, berths, rules, view)
         own = _rank(held.unit.id, view)
-        for index, place in enumerate(found):
-            if place.slots and _rank(place.unit.id, view) > own:
+        later = [index for index, place in enumerate(found) if place.slots and _rank(place.unit.id, view) > own]
+        if later:
+            seen = _foreseen(held.unit, residents, berths, rules, view)
+            for index in later:
+                place = found[index]
                 seconds = view.seconds_left.get(place.unit.id, inf)
                 shut = {
                     berth.id

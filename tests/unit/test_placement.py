@@ -62,6 +62,16 @@ def test_memory_is_that_of_all_residents_and_the_largest_step() -> None:
     assert not place(records, make_slots(2), capacity=5).fits(records[3], make_slots(2)[0])
 
 
+def test_measured_memory_counts_instead_of_the_estimate() -> None:
+    record = make_record("new")  # estimated at 2 bytes, none of them for an evaluation
+    assert record.tenant.demand.peak_bytes == record.view().memory_peak_bytes == 2
+    record.measured_bytes = 5
+    assert record.tenant.demand.peak_bytes == record.view().memory_peak_bytes == 5
+    record.submission = replace(record.submission, estimate=replace(record.submission.estimate, eval_peak_bytes=7))
+    assert record.tenant.demand.peak_bytes == 7  # the turns that were measured may have held none
+    assert not place([record], make_slots(1), capacity=6).fits(record, make_slots(1)[0])
+
+
 def test_who_needs_a_slot_of_its_own_gets_the_emptiest_and_nobody_joins_it() -> None:
     slots = make_slots(2)
     lonely = make_record("lonely", position=5)

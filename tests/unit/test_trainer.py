@@ -330,3 +330,12 @@ def test_a_checkpoint_keeps_every_bit_of_an_optimizer(name: str, dtype: torch.dt
     restore_checkpoint(second, tmp_path)
     assert Host(second).turn(second).failure is None
     assert_same_weights(second, weights)
+
+
+def test_what_a_member_holds_between_turns_is_its_tensors() -> None:
+    member = make_member(make_model(), make_job(max_steps=4, epochs=None), make_data(), None)
+    weights = sum(weight.nbytes for weight in member.module.parameters())
+    buffers = sum(buffer.nbytes for buffer in member.module.buffers())
+    assert member.held_bytes == weights + buffers
+    Host(member).turn(member, Steps(2))
+    assert member.held_bytes == 3 * weights + buffers  # with gradients and momentum
