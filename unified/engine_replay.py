@@ -80,7 +80,7 @@ def measured_step_seconds() -> float:
             turns.append(event)
 
     with Engine(slots=1, threads=1, device="cpu", stacking=False, listeners=[listen]) as engine:
-        engine.submit(_make_job("timed", _TIMED_STEPS, SimJob(id="timed", submit_time=0.0, seconds=1.0)))
+        engine.submit(make_job("timed", _TIMED_STEPS, SimJob(id="timed", submit_time=0.0, seconds=1.0)))
         _train(engine)
     return sum(turn.seconds for turn in turns) / sum(turn.steps for turn in turns)
 
@@ -97,7 +97,7 @@ def play(spelling: str, work: Work) -> Replay:
     record = RunRecord()
     jobs = sorted(work.jobs, key=lambda job: job.submit_time)
     names = {job.id: f"job-{number}" for number, job in enumerate(jobs)}
-    specs = [_make_job(names[job.id], work.num_steps(job), job) for job in jobs]
+    specs = [make_job(names[job.id], work.num_steps(job), job) for job in jobs]
     listeners = [lambda event: record.take(event_to_json(event))]
     with Engine(scheduler=scheduler, slots=work.slots, threads=1, device="cpu", stacking=False, listeners=listeners) as engine:
         feeder = Feeder(engine, specs, [job.submit_time for job in jobs])
@@ -140,7 +140,8 @@ def _train(engine: Engine) -> None:
             raise UnifiedError(f"job {result.name!r} of the engine's run is {result.state}: {result.reason}")
 
 
-def _make_job(name: str, num_steps: int, job: SimJob) -> JobSpec:
+def make_job(name: str, num_steps: int, job: SimJob) -> JobSpec:
+    """Return a small job of so many steps, whose it is and how urgent as ``job`` says."""
     import torch
 
     from unified.job import JobSpec
