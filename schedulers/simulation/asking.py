@@ -44,6 +44,11 @@ class Asker:
         """The scheduler may end turns early."""
         return self._preempts is not None
 
+    @property
+    def admits(self) -> bool:
+        """The scheduler may refuse units."""
+        return self._admits is not None
+
     def select(self, now: float, ready: Sequence[JobView], slots: Sequence[SlotView]) -> list[Grant]:
         """Ask who runs next; a wrong answer is counted, and decided by first come, first served."""
         grants = self._ask(
@@ -64,12 +69,10 @@ class Asker:
         )
         return victims or []
 
-    def refusal(
-        self, now: float, unit: JobView, accepted: Callable[[], list[JobView]], slots: Sequence[SlotView]
-    ) -> str | None:
+    def refusal(self, now: float, unit: JobView, accepted: Sequence[JobView], slots: Sequence[SlotView]) -> str | None:
         """Ask whether a unit is accepted: None, or why not."""
         admits = self._admits
-        return None if admits is None else self._ask(lambda: admits.refusal(now, unit, accepted(), slots), lambda answer: None)
+        return None if admits is None else self._ask(lambda: admits.refusal(now, unit, accepted, slots), lambda answer: None)
 
     def tell(self, event: Event) -> None:
         """Tell the scheduler what happened."""

@@ -169,7 +169,7 @@ class _Simulation:
         has_come = False
         while self.to_come and self.to_come[-1].submit_time <= self.now:
             unit = SimUnit(self.to_come.pop(), stays=self.host.placement == "resident")
-            refusal = self.ask.refusal(self.now, unit.waiting_view(), self._accepted, self._slot_views())
+            refusal = self._refusal(unit) if self.ask.admits else None
             if refusal is not None:
                 self.refused[unit.job.id] = refusal
                 continue
@@ -263,8 +263,9 @@ class _Simulation:
     def _ready(self) -> list[JobView]:
         return [unit.waiting_view() for unit in self.waiting.values()]
 
-    def _accepted(self) -> list[JobView]:
-        return [unit.running_view(self.now) for units in self.running for unit in units] + self._ready()
+    def _refusal(self, unit: SimUnit) -> str | None:
+        accepted = [unit.running_view(self.now) for units in self.running for unit in units] + self._ready()
+        return self.ask.refusal(self.now, unit.waiting_view(), accepted, self._slot_views())
 
     def _slot_views(self) -> list[SlotView]:
         """Return what a scheduler sees of the slots; a unit that has just stopped is best placed where it was."""
