@@ -15,7 +15,6 @@ from unified import events
 
 NAMES = ["conv", "mlp"]
 POLICIES = [
-    "round-robin",
     "srtf:quantum=20ms",
     "drr:quantum=20ms",
     "aging(srtf(quantum=20ms))",

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from schedulers import base
-from tests.unit.test_placement import make_slots, place, resident
+from tests.unit.test_placement import make_slots, resident
 from tests.unit.test_planning import make_record
 from unified.deciding import Decider
 from unified.ledger import JobRecord
-from unified.placement import Placement
+from unified.packer import Placements
 from unified.slots import Slot
 from unified.units import Unit
 
@@ -45,31 +45,31 @@ def running(slots: list[Slot]) -> list[JobRecord]:
     return records
 
 
-def situation(policy: Asked, num_slots: int = 1) -> tuple[Decider, list[Unit], Placement, list[Slot]]:
+def situation(policy: Asked, num_slots: int = 1) -> tuple[Decider, list[Unit], Placements, list[Slot]]:
     slots = make_slots(num_slots)
     records = running(slots)
     decider = Decider(scheduler=policy, name="asked", clock=lambda: 15.0)
-    return decider, [Unit(leader=record) for record in records], place(records, slots), slots
+    return decider, [Unit(leader=record) for record in records], Placements(places={}), slots
 
 
 def test_victims_are_asked_for_when_somebody_new_found_no_room_and_not_again() -> None:
     policy = Asked(lambda units: [units[0].id])
-    decider, turns, placement, slots = situation(policy)
+    decider, turns, placements, slots = situation(policy)
     one, two = Unit(leader=make_record("one", position=5)), Unit(leader=make_record("two", position=6))
-    assert decider.victims([one], turns, placement, slots) == ["r0"]
-    assert decider.victims([one], turns, placement, slots) == []
-    assert decider.victims([one, two], turns, placement, slots) == ["r0"]
-    assert decider.victims([two], turns, placement, slots) == []
-    assert decider.victims([], turns, placement, slots) == []
-    assert decider.victims([two], turns, placement, slots) == ["r0"]
+    assert decider.victims([one], turns, placements, slots) == ["r0"]
+    assert decider.victims([one], turns, placements, slots) == []
+    assert decider.victims([one, two], turns, placements, slots) == ["r0"]
+    assert decider.victims([two], turns, placements, slots) == []
+    assert decider.victims([], turns, placements, slots) == []
+    assert decider.victims([two], turns, placements, slots) == ["r0"]
     assert [wanted for _, wanted in policy.asked] == [["one"], ["one", "two"], ["two"]]
 
 
 def test_who_runs_is_seen_with_what_its_turn_has_had() -> None:
     policy = Asked(lambda units: [])
-    decider, turns, placement, slots = situation(policy, 2)
+    decider, turns, placements, slots = situation(policy, 2)
     slots[1].num_in_turn = 2  # another has left this turn
-    decider.victims([Unit(leader=make_record("new", position=5))], turns, placement, slots)
+    decider.victims([Unit(leader=make_record("new", position=5))], turns, placements, slots)
     [(views, _)] = policy.asked
     assert [view.attained_seconds for view in views] == [7.0, 4.5]
 
@@ -77,11 +77,11 @@ def test_who_runs_is_seen_with_what_its_turn_has_had() -> None:
 @pytest.mark.parametrize("answer", [["nobody"], ["r0", "r0"], ["r0", "r1"], None, [7]])
 def test_a_wrong_answer_is_counted_told_once_and_ends_no_turn(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
     policy = Asked(lambda _: answer)
-    decider, turns, placement, slots = situation(policy, 2)
+    decider, turns, placements, slots = situation(policy, 2)
     new = Unit(leader=make_record("new", position=5))
     for _ in range(2):
-        assert decider.victims([new], turns, placement, slots) == []
-        assert decider.victims([], turns, placement, slots) == []
+        assert decider.victims([new], turns, placements, slots) == []
+        assert decider.victims([], turns, placements, slots) == []
     assert decider.num_wrong == 2
     assert [record.getMessage().count("scheduler asked: ") for record in caplog.records] == [1]
     assert "nobody's turn is ended" in caplog.text
@@ -91,6 +91,6 @@ def test_a_policy_that_raises_ends_no_turn() -> None:
     def fail(units: Any) -> Any:
         raise ZeroDivisionError("a plug-in's own")
 
-    decider, turns, placement, slots = situation(Asked(fail))
-    assert decider.victims([Unit(leader=make_record("new", position=5))], turns, placement, slots) == []
+    decider, turns, placements, slots = situation(Asked(fail))
+    assert decider.victims([Unit(leader=make_record("new", position=5))], turns, placements, slots) == []
     assert decider.num_wrong == 1

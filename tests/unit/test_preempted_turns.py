@@ -26,7 +26,7 @@ POLICIES = [
     "fair(las(quantum=5ms))",
     "edf:quantum=5ms",
 ]
-EXAMPLES = settings(max_examples=8, deadline=None)
+EXAMPLES = settings(max_examples=5, deadline=None)
 
 
 def perceptron() -> nn.Module:

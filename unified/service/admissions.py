@@ -209,7 +209,7 @@ class Admitter:
                 trust=trusts[row.id],
                 staged=False,
                 device_type="cpu" if planner.is_on_cpu else "cuda",
-                num_threads=1 if planner.is_on_cpu else 0,
+                num_threads=self.config.threads if planner.is_on_cpu else 0,
                 within_bytes=planner.capacity_bytes // 4,
                 id=row.id,
                 data_roots=(*self.config.data_roots, self.root.data),
@@ -219,7 +219,10 @@ class Admitter:
         ]
         num_processes = max(1, (os.cpu_count() or 1) // 2)  # the rest is for those who train
         reader = Reader(nursery=self.nursery, num_processes=num_processes, timeout_seconds=timeout_seconds)
-        return [answers[0] for answers in reader.read(requests)]  # what is accepted is one job: sweeps were expanded before
+        num_threads = self.config.threads if planner.is_on_cpu else 1
+        return [
+            answers[0] for answers in reader.read(requests, num_threads=num_threads)
+        ]  # what is accepted is one job: sweeps were expanded before
 
     def _cache(self, row: JobRow, trust: bool | str) -> Path:
         """Return where converted data goes: code that one user has signed must not reach what is known of others' data."""

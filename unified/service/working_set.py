@@ -110,7 +110,7 @@ class WorkingSet:
             num_threads=row.num_threads if row.num_threads is not None else self.num_threads,
             step=row.steps_done,
             step_seconds=step_seconds,
-            trial_seconds={} if trial is None else {1: trial},
+            trial_seconds={} if trial is None else {self.num_threads or 1: trial},
             first_start=None if row.started_time is None else row.started_time - self.started,
             training_seconds=row.training_seconds,
             slot_seconds=row.training_seconds,  # more than its part, if it was in a stack
