@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
@@ -70,7 +71,7 @@ def _findings(settings: Settings, console: Console) -> list[Finding]:
     """Run every plan on every trace, two at a time; the long ones first."""
     tasks: list[tuple[str, Plan]] = [(trace, plan) for plan in PLANS for trace in TRACES]
     console.print(f"{len(tasks)} comparisons of {settings.jobs} jobs, {settings.seeds} seeds each; minutes at full scale")
-    with ProcessPoolExecutor(NUM_PROCESSES) as pool:
+    with ProcessPoolExecutor(NUM_PROCESSES, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(measured, trace, plan, settings) for trace, plan in tasks]
         return [finding for future in futures for finding in future.result()]
 

@@ -306,6 +306,24 @@ class Preempts(Protocol):
 
 
 @runtime_checkable
+class Orders(Protocol):
+    """A scheduler that orders units by a key of each: what waits for memory is ranked by it, too."""
+
+    def key(self, unit: JobView, now: float) -> tuple[float, ...]:
+        """Return what the unit is ordered by, least first: a tuple of numbers, as long for every unit. Pure."""
+        ...
+
+
+@runtime_checkable
+class Promotes(Protocol):
+    """A scheduler that lets nobody wait for longer than it says."""
+
+    def is_promoted(self, unit: JobView, now: float) -> bool:
+        """Whether the unit has waited for so long that it comes before all others. Pure."""
+        ...
+
+
+@runtime_checkable
 class Explains(Protocol):
     """A scheduler that can say why a unit stands where it stands."""
 

@@ -57,6 +57,7 @@ def parse(text: str) -> Spelling:
     if options_text is not None:
         raise SchedulerConfigError(f"scheduler {path!r}: its options go into its brackets, got {options_text!r} before them")
     inner = None
+    items = [] if items == [""] else items
     if items and _OPTION.fullmatch(items[0]) is None:
         inner = parse(items.pop(0))
     return Spelling(name=name, class_name=class_name, options=_options(path, items), inner=inner)

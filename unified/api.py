@@ -14,7 +14,7 @@ from unified.results import Result
 def train(
     jobs: JobSpec | Sequence[JobSpec],
     *,
-    scheduler: str | Scheduler = "fcfs",
+    scheduler: str | Scheduler = "default",
     slots: int | str = "auto",
     device: str = "auto",
     out: str | Path | None = None,
@@ -29,8 +29,8 @@ def train(
 
     Args:
         jobs: What to train, one job or several. Models may be ``nn.Module`` objects or files, data tensors or files.
-        scheduler: ``"fcfs"``, ``"priority"``, ``"sjf"``, ``"round-robin"``, each with options as in
-            ``"round-robin:quantum=200"`` (steps), or an object with ``select``.
+        scheduler: A name of ``unified schedulers``, with options as in ``"round-robin:quantum=200"`` (steps), or an object with
+            ``select``. By default shortest remaining time first, with ageing.
         slots: Number of worker processes, or ``"auto"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:0"``.
         out: Folder for results and checkpoints, which must not hold an earlier run (``Engine(resume=True)`` goes on with

@@ -80,7 +80,7 @@ class Bookkeeper:
             self.lost.append(record)
             return False
         record.slot, record.is_safe, record.is_hosting, record.reason = slot.index, False, True, None
-        record.last_checkpoint = self.clock()
+        record.last_checkpoint = record.resident_since = self.clock()
         return True
 
     def begin_turn(self, slot: Slot, record: JobRecord) -> None:
@@ -175,7 +175,8 @@ class Bookkeeper:
 
     def _take_turn(self, slot: Slot, record: JobRecord, report: messages.TurnEnded) -> None:
         record.step, record.is_returning, record.is_safe = report.step, report.done, False
-        record.peak_bytes = max(record.peak_bytes, report.peak_bytes)
+        record.measured_bytes = max(record.measured_bytes, report.peak_bytes)
+        record.peak_bytes = record.demand.peak_bytes
         self.end_turn_of(slot, record, report.seconds, is_preempted=report.is_preempted)
 
     def end_turn_of(self, slot: Slot, record: JobRecord, seconds: float | None = None, *, is_preempted: bool = False) -> None:

@@ -92,9 +92,9 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go; needed except with --dry-run")
     parser.add_argument(
         "--scheduler",
-        default="fcfs",
+        default="default",
         metavar="NAME[:OPTION=VALUE]",
-        help="who trains next (default fcfs); 'unified schedulers' lists them",
+        help="who trains next (default 'default', which is aging(srtf)); 'unified schedulers' lists them",
     )
     parser.add_argument(
         "--slots",

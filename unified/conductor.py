@@ -23,14 +23,15 @@ from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Ledger
 from unified.nursery import Nursery
 from unified.oom import OomWatch
+from unified.packer import Placements
 from unified.packing import Plan
-from unified.placement import Placement
+from unified.placing import Placer
 from unified.planning import Planner
 from unified.reports import receive
 from unified.sandbox.records import Confinement
 from unified.slots import Slot
 from unified.stages import Stages
-from unified.units import Unit, Units
+from unified.units import Unit
 
 MAX_IDLE_DEATHS = 3
 CHECKPOINT_ALL_SECONDS = 60.0
@@ -50,6 +51,7 @@ class Conductor:
         confinement: All that workers may touch; None: what their user may.
         stages: The slots, as planned.
         decider: Asks the scheduler.
+        placer: Asks the packer.
         checkpoint_seconds: Interval between a job's checkpoints; None: they are written when :meth:`checkpoint` is called.
     """
 
@@ -61,6 +63,7 @@ class Conductor:
     checkpoint_seconds: float | None = 30.0
     stages: Stages = field(init=False)
     decider: Decider = field(init=False)
+    placer: Placer = field(init=False)
     _num_idle_deaths: int = 0
     _oom: OomWatch = field(default_factory=OomWatch)
 
@@ -69,6 +72,7 @@ class Conductor:
         self.stages = Stages(
             planner=self.planner, nursery=self.nursery, deterministic=self.deterministic, confinement=self.confinement
         )
+        self.placer = Placer(books=self.books, stages=self.stages)
 
     def adopt(self, plan: Plan) -> None:
         """Take over a plan: fix each job's threads and make the first stage's slots."""
@@ -101,14 +105,6 @@ class Conductor:
         """Whether nothing is under way and nothing can begin."""
         return not any(record.is_ready or record.slot is not None for record in self._ledger.all())
 
-    def would_fit(self, record: JobRecord) -> bool:
-        """Whether any slot could take the job in now, as far as memory goes."""
-        return any(self._placement.fits(record, slot) for slot in self.slots)
-
-    def is_shut_out(self, record: JobRecord) -> bool:
-        """Whether a job waits for a process that no other user's job is or was in."""
-        return self._placement.is_shut_out(record)
-
     def pipes(self) -> dict[Connection, Slot]:
         """Return the pipes of the living workers."""
         return {slot.child.pipe: slot for slot in self.slots if slot.child is not None}
@@ -116,37 +112,55 @@ class Conductor:
     def advance(self) -> None:
         """Let idle slots begin turns, as the scheduler decides; spread parked jobs over slots that have none."""
         self._choose_stage()
-        ready = [record for record in self._ledger.ready() if self._belongs(record)]
-        self._preempt(self._hand_out(self._make_way(ready)) if ready else [])
+        self.placer.watch()
+        self._preempt(*self._hand_out())
 
-    def _hand_out(self, ready: Sequence[JobRecord]) -> list[Unit]:
-        """Give idle slots to those who are ready, and return the units that found no room."""
-        units = {unit.leader.name: unit for unit in self._units.of(ready)}
-        for grant in self.decider.select(list(units.values()), self._placement, self.slots):
-            self._grant(units[grant.unit_id], self.slots[grant.slot_id], grant.quantum)
+    def _hand_out(self) -> tuple[list[Unit], Placements]:
+        """Give idle slots to those who are ready; return the units that found no room, and where they might go."""
+        units, placements = dict[str, Unit](), Placements(places={})
+        for _ in self.slots:
+            units, placements, is_crowded = self._decide()
+            if not is_crowded:
+                break
+        ready = self.placer.ready()
         for slot in self.slots:
             if slot.may_be_joined and slot.turn:
                 self._let_join(slot, ready)
         for slot in self.slots:
-            if slot.running is None:
-                self._fetch_parked_job(slot)
-        return [unit for unit in units.values() if all(record.is_ready for record in unit.records)]
+            parked = self.placer.to_fetch(slot) if slot.running is None else None
+            if parked is not None:
+                self._evict(parked, "move")
+        return [unit for unit in units.values() if all(record.is_ready for record in unit.records)], placements
 
-    def _make_way(self, ready: list[JobRecord]) -> list[JobRecord]:
-        """Clear the slot that is kept for a job which shares with none, or not with these: who must leave it gets no turn."""
-        placement = self._placement
-        lonely = placement.first_lonely(ready)
-        if lonely is None:
-            return ready
-        leaving = placement.in_the_way_of(lonely)
+    def _decide(self) -> tuple[dict[str, Unit], Placements, bool]:
+        """Place and grant once; return also whether a grant was left out, as those before it took the memory that it needs."""
+        units, placements = self._placed(self.placer.ready())
+        if not units:
+            return units, placements, False
+        is_crowded = False
+        num_placed = 0
+        for grant in self.decider.select(list(units.values()), placements, self.slots):
+            unit, slot = units[grant.unit_id], self.slots[grant.slot_id]
+            if unit.slot is None:
+                if num_placed and grant.unit_id not in self._placed(self.placer.ready())[1].accepted(slot.index):
+                    is_crowded = True
+                    continue
+                num_placed += 1
+            self._grant(unit, slot, grant.quantum)
+        return units, placements, is_crowded
+
+    def _placed(self, ready: list[JobRecord]) -> tuple[dict[str, Unit], Placements]:
+        """Return the units that could begin a turn, and where they may go; who has to leave for one of them is told so."""
+        placement = self.placer.placement()
+        units = self.placer.units(placement).of(ready)
+        placements = self.placer.plan(units, placement)
+        self.placer.remember(placements.evictions)
+        leaving = [self._ledger[each.unit] for each in placements.evictions]
         for record in leaving:
             self._evict(record, "move")
-        return [record for record in ready if record not in leaving]
-
-    @property
-    def _placement(self) -> Placement:
-        capacity = self.stages.capacity_bytes
-        return Placement(ledger=self._ledger, slots=self.slots, capacity_bytes=capacity, bans=self.books.bans)
+        if leaving:
+            units = self.placer.units(placement).of([record for record in ready if record not in leaving])
+        return {unit.leader.name: unit for unit in units}, placements
 
     def receive(self, slot: Slot) -> None:
         """Take in one report of a worker, or its death."""
@@ -254,28 +268,13 @@ class Conductor:
                 self.books.settle_evicted(record, "its slot was closed down")
         self.stages.clear()
 
-    def _belongs(self, record: JobRecord) -> bool:
-        if record.num_threads is None:
-            record.num_threads = self.stages.threads  # it came while the run was under way
-        return record.num_threads == self.stages.threads
-
     def _choose_stage(self) -> None:
         """Go to the stage of the first waiting job once nobody of the present stage is left."""
         living = [record for record in self._ledger.all() if record.is_ready or record.slot is not None]
-        if not living or any(self._belongs(record) for record in living) or not self.stages.is_planned:
+        if not living or any(self.placer.belongs(record) for record in living) or not self.stages.is_planned:
             return
         wanted = living[0].num_threads
         self.stages.enter_with(wanted)
-
-    @property
-    def _units(self) -> Units:
-        return Units(
-            everybody=self._ledger.all(),
-            stacks=self.books.stacks,
-            placement=self._placement,
-            slots=self.slots,
-            bans=self.books.bans,
-        )
 
     def _grant(self, unit: Unit, slot: Slot, quantum: base.Quantum) -> None:
         records = [record for record in unit.records if record.slot is not None or self._take(record, slot)]
@@ -286,10 +285,11 @@ class Conductor:
         for record in records:
             self.books.begin_turn(slot, record)
 
-    def _preempt(self, left: Sequence[Unit]) -> None:
+    def _preempt(self, left: Sequence[Unit], placements: Placements) -> None:
         """End turns for the sake of more urgent units that found no room."""
         by_turn = {slot.running: slot for slot in self.slots}
-        for name in self.decider.victims(left, self._units.in_turn(), self._placement, self.slots):
+        running = self.placer.units(self.placer.placement()).in_turn()
+        for name in self.decider.victims(left, running, placements, self.slots):
             slot = by_turn[name]
             if not slot.is_ending:
                 slot.is_ending, slot.may_be_joined = slot.send(messages.EndTurn()), False
@@ -301,7 +301,7 @@ class Conductor:
         for record in ready:
             if kind is None or not record.is_ready or stacks.kind_of(record) != kind:
                 continue
-            if not self._units.may_join(record, slot):
+            if not self.placer.units(self.placer.placement()).may_join(record, slot):
                 break
             if record.slot is not None or self._take(record, slot):
                 slot.send(messages.JoinTurn(job=record.name))
@@ -348,20 +348,6 @@ class Conductor:
             return False
         record.has_results_folder = True
         return True
-
-    def _fetch_parked_job(self, slot: Slot) -> None:
-        """Bring a job that is parked beside a running one to this idle slot: exact, through a checkpoint."""
-        if any(record.leaving == "move" for record in self._ledger.all()):
-            return
-        parked = [
-            record
-            for other in self.slots
-            if other.running is not None
-            for record in self._ledger.resident(other.index)
-            if record.is_ready and not record.checkpoint_failed and self._placement.fits(record, slot)
-        ]
-        if parked:
-            self._evict(max(parked, key=lambda record: record.seconds_left), "move")
 
     def _evict(self, record: JobRecord, purpose: str) -> None:
         assert record.slot is not None, "only resident jobs are evicted"

@@ -10,7 +10,7 @@ from schedulers import base
 from schedulers.checks import wrong_grant, wrong_victims
 from schedulers.fcfs import FirstComeFirstServed
 from schedulers.needs import check_needs
-from unified.placement import Placement
+from unified.packer import Placements
 from unified.slots import Slot
 from unified.units import Unit
 
@@ -53,10 +53,10 @@ class Decider:
     _last_wrong: str = ""
     _wanted: frozenset[str] = frozenset()
 
-    def select(self, ready: Sequence[Unit], placement: Placement, slots: Sequence[Slot]) -> list[base.Grant]:
+    def select(self, ready: Sequence[Unit], placements: Placements, slots: Sequence[Slot]) -> list[base.Grant]:
         """Ask who runs next among the units that could begin a turn."""
         units = [unit.view() for unit in ready]
-        views = _slot_views(ready, placement, slots)
+        views = _slot_views(placements, slots)
         now = self.clock()
         try:
             grants = self.scheduler.select(now, units, views)
@@ -68,7 +68,9 @@ class Decider:
         self._note_wrong(wrong, "this decision is taken by fcfs")
         return FirstComeFirstServed().select(now, units, views)
 
-    def victims(self, left: Sequence[Unit], running: Sequence[Unit], placement: Placement, slots: Sequence[Slot]) -> list[str]:
+    def victims(
+        self, left: Sequence[Unit], running: Sequence[Unit], placements: Placements, slots: Sequence[Slot]
+    ) -> list[str]:
         """Ask whose turns are to end early for the sake of units that found no room; none unless one of these is new.
 
         To be called after every :meth:`select`, also if nobody is left.
@@ -81,7 +83,7 @@ class Decider:
         views = [_view_in_turn(unit, slots, now) for unit in running]
         try:
             waiting = [unit.view() for unit in left]
-            victims = self.scheduler.victims(now, views, waiting, _slot_views(left, placement, slots))
+            victims = self.scheduler.victims(now, views, waiting, _slot_views(placements, slots))
             wrong = wrong_victims(victims, views, waiting)
         except Exception as error:  # noqa: BLE001 - it may be a plug-in
             victims, wrong = [], f"{type(error).__name__}: {error}"
@@ -134,15 +136,14 @@ def _view_in_turn(unit: Unit, slots: Sequence[Slot], now: float) -> base.JobView
     return replace(view, attained_seconds=view.attained_seconds + part * view.wait_seconds(now))
 
 
-def _slot_views(ready: Sequence[Unit], placement: Placement, slots: Sequence[Slot]) -> list[base.SlotView]:
-    leaders = [unit.leader for unit in ready if unit.slot is None]
-    beside = {unit.leader.name: unit.companions for unit in ready}
+def _slot_views(placements: Placements, slots: Sequence[Slot]) -> list[base.SlotView]:
     return [
         base.SlotView(
             id=slot.index,
             device=slot.device,
             running=() if slot.running is None else (slot.running,),
-            accepts=placement.accepted(slot, leaders, beside),
+            accepts=placements.accepted(slot.index),
+            prefers=placements.preferring(slot.index),
         )
         for slot in slots
     ]

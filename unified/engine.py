@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
@@ -83,7 +84,7 @@ class Engine:
     def __init__(  # noqa: PLR0913 - the settings of a run, all optional, all by name
         self,
         *,
-        scheduler: str | base.Scheduler = "fcfs",
+        scheduler: str | base.Scheduler = "default",
         slots: int | str = "auto",
         threads: int | None = None,
         device: str = "auto",
@@ -179,7 +180,11 @@ class Engine:
 
     def dry_run(self) -> RunPlan:
         """Say what :meth:`run` would do: order, slots and threads, memory, shared data; nothing is started."""
-        return self._planner.describe(self._make_plan(), self._ledger.all(), self._scheduler, self._books.stacks)
+        records = self._ledger.all()
+        plan = self._planner.describe(self._make_plan(), records, self._scheduler, self._books.stacks)
+        views = {record.name: record.view() for record in records}
+        jobs = [replace(job, why=self._conductor.decider.explain(views[job.name])) for job in plan.jobs]
+        return replace(plan, jobs=tuple(jobs))
 
     def run(self) -> Iterator[Result]:
         """Train what was submitted and yield each job's result the moment it is on disk, verified.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unified.admission import DatasetRef, Submission
-from unified.errors import DoesNotFitError, InvalidSubmission, Problem, UnifiedError
+from unified.errors import DoesNotFitError, InvalidSubmission, Problem, UnifiedError, WorkerDiedError
 from unified.job import JobSpec
 from unified.job_state import JobState
 from unified.ledger import JobRecord
@@ -107,7 +107,17 @@ class Intake:
 
     def _read(self, folders: Sequence[Path], *, staged: bool, always_time: bool = False) -> list[tuple[Inspected, ...]]:
         planner = self.planner
-        is_timed = planner.is_on_cpu and (always_time or planner.needs_trials)
+        if planner.is_on_cpu and planner.times_steps and not (always_time or planner.chooses_threads):
+            try:
+                return self._ask(folders, staged=staged, num_threads=planner.trial_threads)
+            except WorkerDiedError:
+                pass  # perhaps of a trial step, which nobody insists on: such a job may still fail alone
+        is_timed = planner.is_on_cpu and (always_time or planner.chooses_threads)
+        return self._ask(folders, staged=staged, num_threads=1 if is_timed else 0)
+
+    def _ask(self, folders: Sequence[Path], *, staged: bool, num_threads: int) -> list[tuple[Inspected, ...]]:
+        """Have folders read, and steps timed with so many threads, if any."""
+        planner = self.planner
         requests = [
             Inspect(
                 folder=folder,
@@ -115,14 +125,15 @@ class Intake:
                 trust=self.trust,
                 staged=staged,
                 device_type="cpu" if planner.is_on_cpu else "cuda",
-                num_threads=1 if is_timed else 0,
+                num_threads=num_threads,
                 within_bytes=planner.capacity_bytes // 4,
                 # whose code may run, may read what it likes, as it may in training
                 sandbox="off" if staged or self.trust else "auto",
             )
             for folder in folders
         ]
-        return self._reader.read(requests)
+        reader = Reader(nursery=self.nursery, num_processes=max(1, planner.num_cores // max(1, num_threads)))
+        return reader.read(requests, num_threads=max(1, num_threads))
 
     def _records(self, found: Sequence[tuple[Inspected, ...]]) -> list[JobRecord]:
         answers = [answer for members in found for answer in members]
@@ -146,7 +157,7 @@ class Intake:
             checkpoints=self.folder.checkpoints(name),
             submit_time=0.0,
             num_threads=threads.get(name),
-            trial_seconds={} if answer.step_seconds is None else {1: answer.step_seconds},
+            trial_seconds={} if answer.step_seconds is None else {self.planner.trial_threads: answer.step_seconds},
             peak_bytes=submission.estimate.peak_bytes,
             step=newest_step(self.folder.checkpoints(name)) if self.resume else 0,
         )

@@ -15,6 +15,7 @@ from unified.events import JobSubmitted
 from unified.job_state import JobState, check_move
 from unified.messages import Checkpointed
 from unified.packing import Demand
+from unified.tenancy import Tenant
 from unified.turns import StepTimes
 
 
@@ -54,6 +55,8 @@ class JobRecord:
         waiting_since: When its last turn ended or, while it has one, began; None before the first.
         num_preemptions: How often a turn of its was ended early for another job's sake.
         peak_bytes: Highest memory, estimated on a CPU, measured on a GPU.
+        measured_bytes: What its turns were measured to need, by itself; 0 where that cannot be measured.
+        resident_since: When it came to its slot.
         is_alone: It must have a slot to itself: it is on probation, or ran out of memory beside others.
         suspected_beside: Whom it ran beside when its worker died, until it is cleared.
         shared_turns: Those in whose company it was one of several suspects, as they stepped as one; it does so no more.
@@ -100,6 +103,8 @@ class JobRecord:
     waiting_since: float | None = None
     num_preemptions: int = 0
     peak_bytes: int = 0
+    measured_bytes: int = 0
+    resident_since: float = 0.0
     is_alone: bool = False
     suspected_beside: frozenset[str] = frozenset()
     shared_turns: frozenset[str] = frozenset()
@@ -113,6 +118,8 @@ class JobRecord:
     companions: set[str] = field(default_factory=set)
     stacked_with: set[str] = field(default_factory=set)
     stack_speedup: float | None = None
+    _tenant: tuple[object, Tenant] | None = field(default=None, repr=False)
+    _view: tuple[object, JobView] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -127,9 +134,29 @@ class JobRecord:
 
     @property
     def demand(self) -> Demand:
-        """What it needs of a slot's memory."""
+        """What it needs of a slot's memory: as estimated, until a turn was measured; that may have held no evaluation."""
         estimate = self.submission.estimate
-        return Demand(resident_bytes=estimate.resident_bytes, peak_bytes=estimate.peak_bytes)
+        measured = max(self.measured_bytes, estimate.eval_peak_bytes) if self.measured_bytes else estimate.peak_bytes
+        return Demand(resident_bytes=estimate.resident_bytes, peak_bytes=measured)
+
+    @property
+    def tenant(self) -> Tenant:
+        """What the packer has to know of it."""
+        state = (self.submission, self.measured_bytes, self.is_alone)  # hundreds are asked for at each decision
+        if self._tenant is None or self._tenant[0] != state:
+            submission = self.submission
+            tenant = Tenant(
+                id=self.name,
+                demand=self.demand,
+                members=(self.name,),
+                users=frozenset({self.user}),
+                keeps_to_its_user=self.keeps_to_its_user,
+                needs_own_slot=self.needs_own_slot,
+                dataset=submission.train.key,
+                kind=f"{submission.stack_key or submission.model.sha256} {submission.spec.batch_size}",
+            )
+            self._tenant = (state, tenant)
+        return self._tenant[1]
 
     @property
     def needs_own_slot(self) -> bool:
@@ -164,13 +191,27 @@ class JobRecord:
         return self.slot is not None and not (self.is_safe or self.is_returning or self.checkpoint_failed)
 
     @property
+    def trial(self) -> float | None:
+        """Seconds of a trial step with its number of threads; before that is planned, with the first that was tried."""
+        tried = self.trial_seconds
+        return (next(iter(tried.values()), None) if self.num_threads is None else tried.get(self.num_threads)) or None
+
+    @property
     def seconds_left(self) -> float:
         """Predicted seconds of training that are left; in steps if no step has been timed."""
-        seconds = self.step_seconds or self.trial_seconds.get(self.num_threads or 1) or 1.0
+        seconds = self.step_seconds or self.trial or 1.0
         return (self.submission.num_steps - self.step) * seconds
 
     def view(self) -> JobView:
-        """Return the scheduler's frozen view of the job."""
+        """Return the scheduler's frozen view of the job; the same one until something in it changes."""
+        trial = self.trial_seconds.get(self.num_threads or 1)
+        progress = (self.slot, self.step, self.step_seconds or trial, self.slot_seconds, self.num_preemptions)
+        state = (self.submission, self.submit_time, self.waiting_since, self.first_start, self.measured_bytes, *progress)
+        if self._view is None or self._view[0] != state:
+            self._view = (state, self._seen())
+        return self._view[1]
+
+    def _seen(self) -> JobView:
         submission = self.submission
         return JobView(
             id=self.name,
@@ -186,7 +227,7 @@ class JobRecord:
             steps_per_epoch=submission.steps_per_epoch,
             steps_total=submission.num_steps,
             steps_done=self.step,
-            step_seconds=self.step_seconds or self.trial_seconds.get(self.num_threads or 1) or None,
+            step_seconds=self.step_seconds or self.trial,
             attained_seconds=self.slot_seconds,
             num_preemptions=self.num_preemptions,
             memory_resident_bytes=self.demand.resident_bytes,

@@ -92,13 +92,21 @@ class Member:
         self.metrics: list[Metric] = build_metrics(spec.metrics)
         self.progress = Progress()
         self.last_lr = 0.0  #: the learning rate of the last step
-        self.peak_bytes = submission.estimate.peak_bytes
+        self.peak_bytes = 0  #: the most that a turn of its was measured to need, by itself; 0 where that cannot be measured
         module.train()
 
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to train."""
         return self.progress.is_stopped or self.progress.step >= self.submission.num_steps
+
+    @property
+    def held_bytes(self) -> int:
+        """What it holds between two steps: weights, buffers, gradients and the optimizer's state."""
+        held = [*self.module.parameters(), *self.module.buffers()]
+        held += [weight.grad for weight in self.module.parameters() if weight.grad is not None]
+        held += [value for state in self.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+        return sum({id(tensor): tensor.nbytes for tensor in held}.values())
 
     @property
     def at_epoch_end(self) -> bool:

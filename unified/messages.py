@@ -137,7 +137,8 @@ class EpochEnded(Report):
 class TurnEnded(Report):
     """The job's turn is over; it stands at ``step``. ``done`` if nothing is left to train.
 
-    ``is_preempted`` if it was ended by :class:`EndTurn`, before its time.
+    ``is_preempted`` if it was ended by :class:`EndTurn`, before its time. ``peak_bytes`` is the most that it was measured to
+    need, its neighbours aside; 0 where that cannot be measured.
     """
 
     step: int

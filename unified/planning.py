@@ -7,6 +7,7 @@ On a GPU there is one slot per device. On a CPU host slots and threads are plann
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 from schedulers import base
@@ -60,9 +61,11 @@ class Planner:
         return self.is_on_cpu and self._slots is None and self._threads is None and self.num_cores > 1
 
     @property
-    def needs_trials(self) -> bool:
-        """Whether trial steps are timed before a run: on a CPU host, for the plan or for the scheduler."""
-        return self.is_on_cpu and (self.chooses_threads or self.times_steps)
+    def trial_threads(self) -> int:
+        """With how many threads steps are first timed: those that every job will have, or 1 if that is yet to be planned."""
+        if self.chooses_threads or not self.is_on_cpu:
+            return 1
+        return self._threads or max(1, self.num_cores // (self._slots or 1))
 
     def plan(self, records: Sequence[JobRecord], scheduler: base.Scheduler) -> Plan:
         """Return stages for the jobs that have not ended; a job that began earlier keeps its threads."""
@@ -71,14 +74,14 @@ class Planner:
             return plan_devices([record.name for record in waiting], self._slots or len(self.devices))
         if any(record.num_threads is not None for record in waiting):
             return self._taken_up(waiting)
-        order, rotates = ranking(waiting, scheduler)
+        order = ranking(waiting, scheduler)
         return plan_slots(
             [self._cost(record) for record in waiting],
             self.num_cores,
             order=order,
             slots=self._slots,
             threads=self._threads,
-            sliceable=rotates,
+            sliceable=rotates(scheduler),
         )
 
     def least_slots(self, records: Sequence[JobRecord], scheduler: base.Scheduler) -> int:
@@ -91,7 +94,7 @@ class Planner:
         Time these, plan again, and so on: what a second thread brings differs between models and machines, and on a busy
         host it may cost instead.
         """
-        if not self.needs_trials:
+        if not self.chooses_threads:
             return None
         threads = plan.threads_by_job
         for record in records:
@@ -115,8 +118,7 @@ class Planner:
         threads = plan.threads_by_job
         by_name = {record.name: record for record in records}
         jobs = []
-        names, _ = ranking([by_name[name] for name in threads], scheduler)
-        for order, name in enumerate(names, start=1):
+        for order, name in enumerate(ranking([by_name[name] for name in threads], scheduler), start=1):
             jobs.append(_planned(by_name[name], order, threads[name]))
         shared: dict[str, tuple[str, ...]] = {}
         for job in jobs:
@@ -172,20 +174,41 @@ def _free_bytes(devices: tuple[str, ...]) -> int:
     return min(free)
 
 
-def ranking(records: Sequence[JobRecord], scheduler: base.Scheduler) -> tuple[list[str], bool]:
-    """Return names in the order in which the policy would begin them on one slot, and whether it rotates among them."""
+def ranking(records: Sequence[JobRecord], scheduler: base.Scheduler) -> list[str]:
+    """Return names in the order in which the policy would begin them on one slot."""
     waiting = {record.name: record.view() for record in records}
     order: list[str] = []
-    rotates = False
     while waiting:
         views = [replace(view, slot_id=None) for view in waiting.values()]
         grants = scheduler.select(0.0, views, [base.SlotView(id=0)])
         if not grants or grants[0].unit_id not in waiting:
-            return [*order, *waiting], rotates
-        rotates |= not isinstance(grants[0].quantum, base.UntilDone)
+            return [*order, *waiting]
         order.append(grants[0].unit_id)
         del waiting[grants[0].unit_id]
-    return order, rotates
+    return order
+
+
+def rotates(scheduler: base.Scheduler) -> bool:
+    """Whether the policy lets equal jobs progress together: of two, the other one goes on when the first has had a turn.
+
+    Tried on a copy of the policy, as its memory changes by that.
+    """
+    try:
+        policy = deepcopy(scheduler)
+    except Exception:  # noqa: BLE001 - a plug-in that cannot be copied
+        return False
+    units = [base.JobView(id=name, submit_time=0.0, steps_total=1000, steps_per_epoch=10, step_seconds=1.0) for name in "ab"]
+    tell = policy.on_event if isinstance(policy, base.Observes) else lambda event: None
+    for unit in units:
+        tell(base.Submitted(unit_id=unit.id, sequence=0))
+    grants = policy.select(0.0, units, [base.SlotView(id=0)])
+    if not grants or isinstance(grants[0].quantum, base.UntilDone):
+        return False
+    first = grants[0].unit_id
+    tell(base.TurnDone(unit_id=first, sequence=1, steps=10, seconds=10.0))
+    had = {"steps_done": 10, "attained_seconds": 10.0, "waiting_since": 10.0, "has_begun": True, "slot_id": 0}
+    after = [replace(unit, **had) if unit.id == first else unit for unit in units]
+    return any(grant.unit_id != first for grant in policy.select(10.0, after, [base.SlotView(id=0)]))
 
 
 def _describe(stage: Stage) -> str:

@@ -44,7 +44,7 @@ class RunOptions:
 
     folders: tuple[Path, ...]
     out: Path | None
-    scheduler: str = "fcfs"
+    scheduler: str = "default"
     slots: int | str = "auto"
     threads: int | None = None
     device: str = "auto"

@@ -18,6 +18,7 @@ class PlannedJob:
         predicted_seconds: Expected time in turns; None if nothing was measured.
         dataset_key: SHA-256 of its training data's content: equal keys are loaded once.
         dataset_source: The name that its owner gave the training data.
+        why: What the scheduler says of it, which decides its place.
     """
 
     name: str
@@ -33,6 +34,7 @@ class PlannedJob:
     dataset_key: str
     dataset_bytes: int
     dataset_source: str
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,7 @@ exit codes:
   130  interrupted
 
 example:
-  unified simulate trace.csv --compare fcfs,default --slots 4
-  unified simulate results"""
+  unified simulate trace.csv --compare fcfs,default --slots 4"""
 
 
 def add_simulate(commands: Commands[argparse.ArgumentParser]) -> None:

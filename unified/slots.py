@@ -131,13 +131,13 @@ class Reader:
     timeout_seconds: float | None = None
     _children: list[Child] = field(default_factory=list)
 
-    def read(self, requests: Sequence[Inspect]) -> list[tuple[Inspected, ...]]:
+    def read(self, requests: Sequence[Inspect], *, num_threads: int = 1) -> list[tuple[Inspected, ...]]:
         """Return what was found, in the order of ``requests``: one answer for a job, one for each member of a sweep.
 
         Raises:
             WorkerDiedError: If an inspector died; the message names the folder it was reading.
         """
-        return self._ask_all(requests, num_threads=1, num_processes=self.num_processes)
+        return self._ask_all(requests, num_threads=num_threads, num_processes=self.num_processes)
 
     def time(self, submissions: Sequence[Submission], num_threads: int) -> list[StepsTimed]:
         """Time steps of these jobs, one after another, with ``num_threads`` each; raises as :meth:`read` does."""

@@ -109,6 +109,8 @@ def plan_tables(plan: RunPlan, width: int) -> RenderableType:
         *(Text(f"  {line}") for line in plan.stages.splitlines()),
     ]
     parts.append(Text(f"  why: {plan.reason}"))
+    if any(job.why for job in plan.jobs):
+        parts += [Text("why in this order"), *(Text(f"  {job.order} {job.name}: {job.why}") for job in plan.jobs)]
     if plan.predicted_seconds is not None:
         parts.append(Text(f"  all done after about {seconds_text(plan.predicted_seconds)}"))
     if plan.stacks:

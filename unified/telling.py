@@ -33,19 +33,22 @@ class Telling:
     _numbers: Iterator[int] = field(default_factory=lambda: count(int(time.time()) * _TICKS_PER_SECOND))
 
     def note(self, kind: type[base.Event], record: JobRecord, **details: float) -> None:
+        """Tell of an event that happened to a job of the ledger; see :meth:`tell`."""
+        self.tell(kind, record.view(), **details)
+
+    def tell(self, kind: type[base.Event], unit: base.JobView, **details: float) -> None:
         """Tell of an event. A job that it knows is submitted only once: after a restart, or a wait outside, it is resumed."""
-        if kind is base.Submitted and record.name in self._known:
+        if kind is base.Submitted and unit.id in self._known:
             kind = base.Resumed
         if kind in {base.Finished, base.Failed, base.Cancelled}:
-            self._known.discard(record.name)
+            self._known.discard(unit.id)
         else:
-            self._known.add(record.name)
+            self._known.add(unit.id)
         if not isinstance(self.scheduler, base.Observes):
             return
-        shares, weight = ((record.user, 1.0),), record.submission.spec.weight
+        whose = {"user_shares": unit.user_shares, "weight": unit.weight}
         try:
-            number = next(self._numbers)
-            self.scheduler.on_event(kind(unit_id=record.name, sequence=number, user_shares=shares, weight=weight, **details))
+            self.scheduler.on_event(kind(unit_id=unit.id, sequence=next(self._numbers), **whose, **details))
         except Exception:  # it may be a plug-in
             logger.exception("scheduler %s failed on %s; it goes on", self.name, kind.__name__)
 

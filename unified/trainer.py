@@ -30,6 +30,7 @@ class Trainer:
         self.num_threads = num_threads
         self.settings = ProcessSettings.capture()
         self.reads_loss_lazily = device.type != "cpu"
+        self._bytes_beside = 0  # on a GPU: what parked members and data hold there while a member has its turn
         self._turn: MemberTurn | None = None  # that of the member whose state is in place
 
     def settle(self, member: Member) -> None:
@@ -87,9 +88,11 @@ class Trainer:
         self.put_in_place(member)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+            self._bytes_beside = torch.cuda.memory_allocated(self.device) - member.held_bytes
 
     def _leave(self, member: Member) -> None:
         member.random = RandomState.capture(self.device)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            member.peak_bytes = max(member.peak_bytes, torch.cuda.max_memory_allocated(self.device))
+            own_bytes = torch.cuda.max_memory_allocated(self.device) - self._bytes_beside
+            member.peak_bytes = max(member.peak_bytes, own_bytes)

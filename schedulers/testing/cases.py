@@ -72,11 +72,12 @@ histories = st.lists(st.builds(an_event, _kinds, st.sampled_from(UNITS), st.inte
 
 
 @st.composite
-def workloads(draw: st.DrawFn) -> list[JobView]:
-    """Jobs of any length, arriving at any time, as they are before they begin."""
+def workloads(draw: st.DrawFn, *, with_zeros: bool = False) -> list[JobView]:
+    """Jobs of any length, arriving at any time, as they are before they begin; with zeros, also of none."""
+    least = 0 if with_zeros else 1
     units = []
     for unit_id in draw(st.lists(st.sampled_from(UNITS), unique=True, min_size=1)):
-        epochs, steps_per_epoch = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+        epochs, steps_per_epoch = draw(st.integers(least, 4)), draw(st.integers(1, 5))
         units.append(
             JobView(
                 id=unit_id,
@@ -89,7 +90,7 @@ def workloads(draw: st.DrawFn) -> list[JobView]:
                 num_epochs=epochs,
                 steps_per_epoch=steps_per_epoch,
                 steps_total=epochs * steps_per_epoch,
-                step_seconds=draw(st.none() | st.integers(1, 3)),
+                step_seconds=draw(st.none() | st.integers(least, 3)),
                 can_corun=draw(st.booleans()),
             )
         )

@@ -138,7 +138,13 @@ class SchedulerLaws:
     # ---- whole runs ----
 
     @law
-    @given(units=workloads(), num_slots=st.integers(1, 3), corun_limit=st.integers(1, 2), cuts=some_cuts, deaf_to=some_numbers)
+    @given(
+        units=workloads(with_zeros=True),
+        num_slots=st.integers(1, 3),
+        corun_limit=st.integers(1, 2),
+        cuts=some_cuts,
+        deaf_to=some_numbers,
+    )
     def test_every_job_of_a_finite_workload_is_done_and_stays_on_its_slot(
         self, spelling, units, num_slots, corun_limit, cuts, deaf_to
     ):
@@ -150,7 +156,7 @@ class SchedulerLaws:
         assert len({(turn.unit.id, turn.slot_id) for turn in turns}) == len(units)
 
     @law
-    @given(units=workloads(), num_slots=st.integers(1, 2), cuts=some_cuts, restarts=some_numbers)
+    @given(units=workloads(with_zeros=True), num_slots=st.integers(1, 2), cuts=some_cuts, restarts=some_numbers)
     def test_restarts_in_the_middle_change_nothing(self, spelling, units, num_slots, cuts, restarts):
         def turns(restarts: frozenset[int]) -> list[tuple[str, int, float]]:
             run = SimulatedRun(

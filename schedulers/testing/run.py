@@ -48,7 +48,7 @@ class Turn:
 
     def at(self, now: float) -> JobView:
         """The unit as it is at ``now``, in the middle of the turn."""
-        steps = int((now - self.began) / self.step_seconds)
+        steps = int((now - self.began) / self.step_seconds) if self.step_seconds else 0
         had = self.unit.attained_seconds + steps * self.step_seconds
         return replace(
             self.unit,
@@ -73,6 +73,8 @@ class Turn:
 @dataclass(kw_only=True)
 class SimulatedRun:
     """One run of ``units``, each from its submit time on; a step takes ``step_seconds`` of its unit, or a second.
+
+    A unit without steps, or whose steps take no time, is done at the instant when it is granted a turn.
 
     Attributes:
         scheduler: Who decides.
@@ -152,7 +154,7 @@ class SimulatedRun:
             cut=self.cuts.get(len(self.turns)),
         )
         if turn.cut is not None:
-            turn.steps = max(1, turn.steps // 2)
+            turn.steps = min(turn.steps, max(1, turn.steps // 2))
         self.turns.append(turn)
         self.running.append(turn)
 
@@ -163,7 +165,7 @@ class SimulatedRun:
         views = [turn.at(self.now) for turn in self.running]
         victims = self.scheduler.victims(self.now, views, tuple(self.ready), self.slots())
         for turn in [turn for turn in self.running if turn.unit.id in victims]:
-            steps = max(1, ceil((self.now - turn.began) / turn.step_seconds))
+            steps = max(1, ceil((self.now - turn.began) / turn.step_seconds)) if turn.step_seconds else turn.steps
             if steps < turn.steps:
                 turn.steps, turn.cut = steps, TurnCut
         for turn in [turn for turn in self.running if turn.ended == self.now]:
@@ -210,7 +212,7 @@ def steps_granted(unit: JobView, grant: Grant, step_seconds: float) -> int:
     if isinstance(grant.quantum, Epochs):
         return min(left, grant.quantum.count * unit.steps_per_epoch - unit.steps_done % unit.steps_per_epoch)
     if isinstance(grant.quantum, Seconds):
-        return min(left, ceil(grant.quantum.count / step_seconds))
+        return min(left, ceil(grant.quantum.count / step_seconds)) if step_seconds else left
     return left
 
 

@@ -240,7 +240,7 @@ def test_a_job_that_kills_its_worker_fails_after_the_second_time_and_spares_the_
 
 
 def test_equal_data_is_one_dataset_whatever_it_is_called(tmp_path: Path) -> None:
-    with unified.Engine(slots=1, out=tmp_path) as engine:
+    with unified.Engine(scheduler="fcfs", slots=1, out=tmp_path) as engine:
         copies = {"train": (TRAIN[0].clone(), TRAIN[1].clone()), "test": TEST}
         twin = unified.JobSpec(model=make_model("mlp"), data=copies, **describe("mlp", name="twin"))
         engine.submit_all([make_spec("conv"), twin])

@@ -58,7 +58,7 @@ def test_options_of_run_have_defaults():
     read = options("run", "a")
     assert (read.out, read.scheduler, read.slots, read.threads, read.device) == (
         None,
-        "fcfs",
+        "default",
         "auto",
         None,
         "auto",

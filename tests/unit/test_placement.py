@@ -15,8 +15,10 @@ from tests.unit.test_planning import make_record
 from unified.admission import ModelForm
 from unified.budgets import Fault
 from unified.failures import MAX_BANS, clear_suspect, fault_of_death, suspects_of
+from unified.job_state import JobState
 from unified.ledger import JobRecord, Ledger, MemoryJournal
 from unified.nursery import Child, Exit, Nursery
+from unified.packer import Outlook, Placements, Rules, plan
 from unified.placement import Placement
 from unified.slots import Slot
 
@@ -35,8 +37,22 @@ def place(
 
 def resident(name: str, slot: int, *, position: int = 0) -> JobRecord:
     record = make_record(name, position=position)
-    record.slot = slot
+    record.slot, record.state = slot, JobState.RUNNING
     return record
+
+
+def accepted(placement: Placement, slot: Slot, waiting: list[JobRecord]) -> set[str]:
+    """Return who may go to a slot; who was submitted first comes first."""
+    return set(planned(placement, waiting).accepted(slot.index))
+
+
+def planned(placement: Placement, waiting: list[JobRecord]) -> Placements:
+    everybody = {record.name: record.submit_time for record in waiting}
+    everybody |= {each.tenant.id: each.submit_time for each in placement.residents}
+    ranks = {name: rank for rank, name in enumerate(sorted(everybody, key=everybody.__getitem__))}
+    rules = Rules(capacity_bytes=placement.capacity_bytes, bans=placement.bans)
+    tenants = [record.tenant for record in waiting]
+    return plan(tenants, placement.residents, placement.berths, rules, lambda: Outlook(ranks=ranks, submit_times=everybody))
 
 
 def test_memory_is_that_of_all_residents_and_the_largest_step() -> None:
@@ -52,24 +68,24 @@ def test_who_needs_a_slot_of_its_own_gets_the_emptiest_and_nobody_joins_it() -> 
     lonely.is_alone = True
     other = make_record("other")
     records = [resident("a", 0), resident("b", 0), resident("c", 1), other, lonely]
-    placement = place(records, slots)
-    assert placement.first_lonely([other, lonely]) is lonely
-    assert placement.reserved_for(lonely) is slots[1]
-    assert placement.accepted(slots[1], [other, lonely]) == frozenset()  # c has to leave first; then:
+    other.submit_time = 6.0
+    placements = planned(place(records, slots), [other, lonely])
+    assert [(kept.unit.id, kept.slot) for kept in placements.reservations] == [("lonely", 1)]
+    assert placements.accepted(1) == frozenset()  # c has to leave first; then:
     records[2].slot = None
     placement = place(records, slots)
-    assert placement.accepted(slots[1], [other, lonely]) == {"lonely"}
-    assert placement.accepted(slots[0], [other, lonely]) == {"other"}
+    assert accepted(placement, slots[1], [other, lonely]) == {"other", "lonely"}  # the scheduler chooses: nobody is passed
+    assert accepted(placement, slots[0], [other, lonely]) == {"other"}
     lonely.slot = 1
-    assert place(records, slots).accepted(slots[1], [other]) == frozenset()
+    assert accepted(place(records, slots), slots[1], [other]) == set()
 
 
 @pytest.mark.parametrize("wish", [{"exclusive": True}, {"colocate": "never"}])
 def test_an_exclusive_job_is_like_one_on_probation(wish: dict[str, Any]) -> None:
     slots = make_slots(1)
     exclusive = make_record("exclusive", **wish)
-    assert place([resident("a", 0), exclusive], slots).accepted(slots[0], [exclusive]) == frozenset()
-    assert place([exclusive], slots).accepted(slots[0], [exclusive]) == {"exclusive"}
+    assert accepted(place([resident("a", 0), exclusive], slots), slots[0], [exclusive]) == set()
+    assert accepted(place([exclusive], slots), slots[0], [exclusive]) == {"exclusive"}
 
 
 def of(user: str | None, name: str, *, runs_code: bool = False, slot: int | None = None, **changes: Any) -> JobRecord:
@@ -97,7 +113,7 @@ def test_a_job_that_keeps_to_its_user_is_only_with_that_users(apart: dict[str, A
     [slot] = slots = make_slots(1)
     there = hosted(slot, of("ann", "there", slot=0))
     hers, his = of("ann", "hers", **apart), of("bob", "his", position=3, **apart)
-    assert place([*there, hers, his], slots).accepted(slot, [hers, his]) == {"hers"}
+    assert accepted(place([*there, hers, his], slots), slot, [hers, his]) == {"hers"}
 
 
 @pytest.mark.parametrize("apart", APART)
@@ -109,8 +125,7 @@ def test_beside_a_job_that_keeps_to_its_user_are_only_that_users(apart: dict[str
     waiting = [hers, his, nobodys, late]
     placement = place([*there, *waiting], slots)
     assert [record.name for record in waiting if placement.fits(record, slot)] == ["hers", "late"]
-    assert placement.first_lonely(waiting) is his
-    assert placement.accepted(slot, waiting) == {"hers"}  # it is kept for him: no more of hers that came after him
+    assert accepted(placement, slot, waiting) == {"hers"}  # it is kept for him: no more of hers that came after him
 
 
 @pytest.mark.parametrize("apart", APART)
@@ -130,7 +145,7 @@ def test_code_that_ran_in_a_process_closes_it_to_others_when_it_is_gone() -> Non
     [there] = hosted(slot, of("ann", "there", slot=0))
     his = of("bob", "his")
     assert not place([there, his], slots).fits(his, slot)
-    assert place([there, his], slots).is_shut_out(his)
+    assert planned(place([there, his], slots), [his]).places["his"].obstacles == {0: "trust"}
     assert place([his], slots).fits(his, slot)
 
 
@@ -138,7 +153,7 @@ def test_jobs_without_a_user_are_one_users() -> None:
     [slot] = slots = make_slots(1)
     there = hosted(slot, of(None, "there", runs_code=True, slot=0))
     mine, his = of(None, "mine", runs_code=True), of("bob", "his", runs_code=True)
-    assert place([*there, mine, his], slots).accepted(slot, [mine]) == {"mine"}
+    assert accepted(place([*there, mine, his], slots), slot, [mine]) == {"mine"}
     assert not place([*there, mine, his], slots).fits(his, slot)
 
 
@@ -155,9 +170,11 @@ def test_who_is_shut_out_drives_out_those_that_came_later_only() -> None:
     early, late = of("ann", "early", runs_code=True, slot=0), of("ann", "late", runs_code=True, slot=0, position=9)
     hosted(slot, early, late)
     his = of("bob", "his", position=5)
-    assert place([early, late, his], slots).in_the_way_of(his) == [late]
-    alone = of("bob", "alone", position=5, exclusive=True)
-    assert place([early, late, alone], slots).in_the_way_of(alone) == [early, late]
+    for record in (early, late):
+        record.state = JobState.RUNNING
+    assert planned(place([early, late, his], slots), [his]).evictions == ()  # the early one stays, so it would be in vain
+    early.slot = None
+    assert [each.unit for each in planned(place([late, his], slots), [his]).evictions] == ["late"]
 
 
 def test_a_new_worker_process_has_hosted_nobody() -> None:
@@ -175,7 +192,7 @@ def test_banned_pairs_do_not_meet() -> None:
     slots = make_slots(1)
     new, third = make_record("new"), make_record("third")
     placement = place([resident("a", 0), new, third], slots, bans={frozenset({"new", "a"})})
-    assert placement.accepted(slots[0], [new, third]) == {"third"}
+    assert accepted(placement, slots[0], [new, third]) == {"third"}
 
 
 def test_a_job_that_workers_died_with_beside_many_stays_alone() -> None:

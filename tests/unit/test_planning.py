@@ -13,7 +13,7 @@ from unified.errors import UnifiedError
 from unified.job import JobSpec
 from unified.job_state import JobState
 from unified.ledger import JobRecord, Ledger
-from unified.planning import Planner, ranking
+from unified.planning import Planner, ranking, rotates
 
 
 def make_record(name: str, *, steps: int = 10, position: int = 0, **changes: Any) -> JobRecord:
@@ -82,9 +82,21 @@ def test_a_job_that_began_keeps_its_threads_in_a_run_taken_up_again() -> None:
 
 def test_the_ranking_is_the_policys() -> None:
     records = [make_record("a", steps=30, priority=2), make_record("b", steps=10, position=1, priority=1)]
-    assert ranking(records, registry.create("fcfs")) == (["a", "b"], False)
-    assert ranking(records, registry.create("sjf")) == (["b", "a"], False)
-    assert ranking(records, registry.create("priority")) == (["b", "a"], True)
+    for record in records:
+        record.trial_seconds[1] = 1.0
+    assert ranking(records, registry.create("fcfs")) == ["a", "b"]
+    assert ranking(records, registry.create("sjf")) == ["b", "a"]
+    assert ranking(records, registry.create("priority")) == ["b", "a"]
+    assert ranking(records, registry.create("default")) == ["b", "a"]
+
+
+ROTATING = {"priority", "round-robin", "las", "2dlas", "stride", "drr", "fair(las)"}
+STEADY = {"fcfs", "sjf", "srtf", "default", "hrrn", "edf", "fair(srtf)", "aging(fcfs)"}
+
+
+@pytest.mark.parametrize("name", sorted(ROTATING | STEADY))
+def test_jobs_are_planned_side_by_side_under_policies_that_rotate(name: str) -> None:
+    assert rotates(registry.create(name)) == (name in ROTATING)
 
 
 @pytest.mark.parametrize("slots", [0, -1, "many", True, 1.5])

@@ -1,18 +1,16 @@
-"""Each policy by hand-computed cases, the paper's golden case, and schedulers by name."""
+"""The paper's four policies by hand, and schedulers by name."""
 
 from __future__ import annotations
 
 import sys
 import textwrap
 from dataclasses import replace
-from fractions import Fraction
 
 import pytest
 
 from schedulers.base import (
     Epochs,
     JobView,
-    Observes,
     Paused,
     Scheduler,
     SchedulerConfigError,
@@ -24,48 +22,6 @@ from schedulers.base import (
     UntilDone,
 )
 from schedulers.registry import BUILT_INS, available, create
-
-# ---- the golden case: the paper's scheduling experiment ----
-
-EPOCH_SECONDS = {"LeNet": Fraction("2.7"), "ResNet18": Fraction("10.8"), "ResNet50": Fraction("17.4")}
-GOLDEN_JOBS = (
-    JobView(id="LeNet", submit_time=0, num_epochs=10, priority=2, num_parameters=44_426),
-    JobView(id="ResNet18", submit_time=0, num_epochs=25, priority=1, num_parameters=11_173_962),
-    JobView(id="ResNet50", submit_time=0, num_epochs=50, priority=0, num_parameters=23_520_842),
-)
-SHORTEST_FIRST = {"LeNet": "27", "ResNet18": "297", "ResNet50": "1167", "mean": "497"}
-
-
-def completion_times(scheduler: Scheduler) -> dict[str, Fraction]:
-    now, number, done = Fraction(0), 0, {}
-    left = {job: job.num_epochs for job in GOLDEN_JOBS}
-    while left:
-        [grant] = scheduler.select(float(now), list(left), [SlotView(id=0)])
-        [job] = [job for job in left if job.id == grant.unit_id]
-        epochs = grant.quantum.count if isinstance(grant.quantum, Epochs) else left[job]
-        now, number, left[job] = now + epochs * EPOCH_SECONDS[job.id], number + 1, left[job] - epochs
-        if isinstance(scheduler, Observes):
-            scheduler.on_event(TurnDone(unit_id=job.id, sequence=number, steps=1, seconds=1.0))
-        if left[job] == 0:
-            done[job.id] = now
-            del left[job]
-    return done
-
-
-@pytest.mark.parametrize(
-    ("spelling", "expected"),
-    [
-        ("fcfs", SHORTEST_FIRST),
-        ("sjf:length=epochs", SHORTEST_FIRST),
-        ("sjf:length=parameters", SHORTEST_FIRST),
-        ("round-robin", {"LeNet": "280.8", "ResNet18": "714.6", "ResNet50": "1167", "mean": "720.8"}),
-        ("priority", {"LeNet": "1167", "ResNet18": "1140", "ResNet50": "870", "mean": "1059"}),
-    ],
-)
-def test_golden_case_of_the_paper(spelling, expected):
-    done = completion_times(create(spelling))
-    assert {**done, "mean": sum(done.values()) / 3} == {name: Fraction(time) for name, time in expected.items()}
-
 
 # ---- policies by hand ----
 

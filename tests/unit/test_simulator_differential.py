@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from itertools import pairwise
+from dataclasses import replace
+from itertools import accumulate, pairwise, permutations
+from statistics import fmean
 
 import pytest
 
@@ -84,3 +86,30 @@ def test_work_is_neither_lost_nor_made(spelling: str, corun: float) -> None:
         assert all(on.count(slot) <= host.corun_limit for slot in on)
         total += (ended - began) * sum(corun if on.count(slot) == 2 else 1.0 for slot in set(on))
     assert total == pytest.approx(sum(job.seconds for job in jobs))
+
+
+def mean_completion(jobs: list[SimJob], spelling: str) -> float:
+    return fmean(job.completion_seconds for job in simulate(jobs, create(spelling), Host()).jobs)
+
+
+def test_no_policy_has_a_smaller_mean_than_shortest_remaining_time_on_one_slot() -> None:
+    for seed in range(10):
+        jobs = workload(random.Random(seed), 12, 40)
+        best = mean_completion(jobs, "srtf:quantum=1000s")
+        assert all(mean_completion(jobs, spelling) >= best - 1e-9 for spelling in POLICIES)
+
+
+def test_shortest_job_first_is_the_best_of_all_orders_of_jobs_that_come_together() -> None:
+    for seed in range(10):
+        jobs = workload(random.Random(seed), 5, 1)
+        orders = permutations(job.seconds for job in jobs)
+        assert mean_completion(jobs, "sjf:length=seconds") == pytest.approx(min(fmean(accumulate(order)) for order in orders))
+
+
+@pytest.mark.parametrize("policy", ["srtf:quantum={}s", "las:quantum={}s", "stride:quantum={}s", "aging(srtf:quantum={}s)"])
+def test_time_has_no_unit_but_its_own(policy: str) -> None:
+    jobs = [replace(job, num_epochs=1, steps_total=None) for job in workload(random.Random(3), 20, 40)]
+    slower = [replace(job, submit_time=8 * job.submit_time, seconds=8 * job.seconds) for job in jobs]
+    fast = simulate(jobs, create(policy.format(2)), Host(slots=2))
+    slow = simulate(slower, create(policy.format(16)), Host(slots=2))
+    assert [job.completion for job in slow.jobs] == pytest.approx([8 * job.completion for job in fast.jobs])

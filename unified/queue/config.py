@@ -56,7 +56,7 @@ class ServiceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
-    scheduler: str = "fcfs"
+    scheduler: str = "default"
     slots: PositiveInt | str = "auto"
     threads: PositiveInt = 1
     device: str = "auto"

@@ -8,7 +8,7 @@ from typing import Any
 from unified.admission import TRUSTED_FORMS
 from unified.job_state import ENDED, RESIDENT, JobState
 from unified.quantities import bytes_text, plural, seconds_text
-from unified.queue.records import JobRow
+from unified.queue.records import UNDER, JobRow
 from unified.queue.store import JobStore
 
 NO_SUPERVISOR = "supervisor not running"
@@ -57,7 +57,10 @@ def explain(row: JobRow, store: JobStore, status: dict[str, Any] | None, *, now:
         status: What the supervisor says of itself; None if none runs.
         now: The wall clock.
     """
-    lines = [f"{row.id} is {row.state}: {reason(row, is_served=status is not None, now=now)}"]
+    packer, under, scheduler = reason(row, is_served=status is not None, now=now).partition(UNDER)
+    lines = [f"{row.id} is {row.state}: {packer}"]
+    if under:
+        lines.append(f"Scheduler {scheduler}.")
     if row.state in ENDED:
         return [*lines, *_of_the_end(row)]
     if status is None:
@@ -66,7 +69,7 @@ def explain(row: JobRow, store: JobStore, status: dict[str, Any] | None, *, now:
         lines.append(f"It stays so until it is resumed: unified resume {row.id}")
     if row.state in {JobState.QUEUED, JobState.RETRY_WAIT}:
         lines += _of_waiting(row, store, status)
-    lines += _of_itself(row, store)
+    lines += _of_itself(row, store, status)
     return lines
 
 
@@ -100,7 +103,7 @@ def _of_waiting(row: JobRow, store: JobStore, status: dict[str, Any] | None) -> 
         yield "The supervisor is being stopped: it starts nothing any more."
 
 
-def _of_itself(row: JobRow, store: JobStore) -> Iterator[str]:
+def _of_itself(row: JobRow, store: JobStore, status: dict[str, Any] | None) -> Iterator[str]:
     if row.is_alone:
         yield "It must have a slot to itself: it was there when a worker died, or ran out of memory beside others."
     banned = sorted(other for pair in store.bans() if row.id in pair for other in pair if other != row.id)
@@ -116,6 +119,9 @@ def _of_itself(row: JobRow, store: JobStore) -> Iterator[str]:
         neighbours = [job.id for job in store.jobs(states=tuple(RESIDENT)) if job.slot == row.slot and job.id != row.id]
         beside = f" beside {', '.join(neighbours)}" if neighbours else ", alone"
         yield f"It is on slot {row.slot}{beside}."
+        gain = next((slot.get("gain") for slot in (status or {}).get("slots") or () if slot.get("index") == row.slot), None)
+        if gain is not None:
+            yield f"What runs there and what runs beside it are together {gain:.2f} times as fast as one after the other."
 
 
 def _runs_code(row: JobRow) -> bool:

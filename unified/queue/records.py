@@ -8,6 +8,8 @@ from typing import Any
 from unified.accounting import slowdown
 from unified.job_state import JobState
 
+UNDER = "; under "  #: in the reason of a job that waits: between what the packer says of it, and what the scheduler does
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
@@ -52,6 +54,29 @@ class NewJob:
     max_retries: int = 2
     num_bytes: int = 0
     grant: Grant | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingRow:
+    """Of a checked job that waits, what a scheduler may go by; ``spec`` and ``admission`` as the text that they are stored as.
+
+    See :class:`JobRow` for the fields.
+    """
+
+    id: str
+    user: str
+    spec: str
+    admission: str
+    priority: int
+    weight: float
+    deadline_seconds: float | None
+    submit_time: float
+    epoch: int
+    steps_done: int
+    steps_total: int | None
+    step_seconds: float | None
+    training_seconds: float
+    started_time: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

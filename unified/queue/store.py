@@ -29,6 +29,7 @@ from unified.queue.records import (
     Submitted,
     Transition,
     Usage,
+    WaitingRow,
     WorkerRow,
 )
 
@@ -122,6 +123,18 @@ class JobStore:
     def waiting(self, limit: int) -> list[JobRow]:
         """Return the first queued jobs that were checked, by (priority, submit_time)."""
         return self._read(queries.queued, limit, is_checked=True)
+
+    def waiting_epochs(self) -> dict[str, int]:
+        """Return all queued jobs that were checked, each with its epoch."""
+        return self._read(queries.waiting_epochs)
+
+    def waiting_rows(self, ids: Sequence[str]) -> list[WaitingRow]:
+        """Return what a scheduler may go by of jobs; those that are not queued, or not checked, are left out."""
+        return self._read(queries.waiting_rows, ids)
+
+    def queued_rows(self, ids: Sequence[str]) -> list[JobRow]:
+        """Return jobs, in no order; those that are not queued, or not checked, are left out."""
+        return self._read(queries.queued_rows, ids)
 
     def unchecked(self, limit: int) -> list[JobRow]:
         """Return the first queued jobs that are yet to be checked, by (priority, submit_time)."""
@@ -220,9 +233,9 @@ class JobStore:
         self._count_fenced(len(fenced))
         return fenced
 
-    def set_reason(self, reasons: Mapping[str, str]) -> None:
-        """Say why jobs wait, by id. Those that do not wait any more keep their reason."""
-        self._write(moves.set_reasons, reasons)
+    def set_reason(self, reasons: Mapping[str, str], *, is_resident: bool = False) -> None:
+        """Say why jobs wait, by id, for a slot or (``is_resident``) on one. Those that do not any more keep their reason."""
+        self._write(moves.set_reasons, reasons, is_resident)
 
     def admit(self, job: str, admission: dict[str, Any] | None, *, steps_total: int | None, memory_bytes: int | None) -> bool:
         """Write down what the check of a job found, None to have it checked again; False if it waits no more."""

@@ -202,11 +202,12 @@ def note(connection: Connection, reports: Sequence[Progress], holder: str) -> fr
     return frozenset(fenced)
 
 
-def set_reasons(connection: Connection, reasons: Mapping[str, str]) -> None:
-    """Say anew why jobs wait; those that do not wait any more keep what they have."""
+def set_reasons(connection: Connection, reasons: Mapping[str, str], is_resident: bool) -> None:
+    """Say anew why jobs wait, for a slot or on one; those that do not do so any more keep what they have."""
     if not reasons:
         return
-    waits = or_(JOB.c.state == JobState.QUEUED, JOB.c.state == JobState.RETRY_WAIT)  # no IN with several rows of values
+    is_queued = or_(JOB.c.state == JobState.QUEUED, JOB.c.state == JobState.RETRY_WAIT)  # no IN with several rows of values
+    waits = JOB.c.state == JobState.RUNNING if is_resident else is_queued
     here = (JOB.c.id == bindparam("which"), waits, JOB.c.reason != bindparam("why"))
     rows = [{"which": job, "why": reason} for job, reason in reasons.items()]
     connection.execute(update(JOB).where(*here).values(reason=bindparam("why")), rows)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, tuple_
 
 from unified.job_state import RESIDENT, JobState
 from unified.queue.clock import Clock
 from unified.queue.errors import AmbiguousIdError, QueueError, UnknownJobError
-from unified.queue.records import CheckpointRow, JobRow, Page, Transition
+from unified.queue.records import CheckpointRow, JobRow, Page, Transition, WaitingRow
 from unified.queue.schema import CHECKPOINT, JOB, TRANSITION
-from unified.queue.store_rows import JOB_COLUMNS, TRANSITION_COLUMNS, job_row, transition_row
+from unified.queue.store_rows import JOB_COLUMNS, TRANSITION_COLUMNS, WAITING_COLUMNS, job_row, transition_row
 
 #: A retry that lies further ahead than any wait we set (15 minutes at most) was set before the wall clock jumped back.
 MAX_RETRY_AHEAD_SECONDS = 20 * 60.0
@@ -24,6 +24,7 @@ _BY_TIME = (JOB.c.submit_time, JOB.c.id)
 _BY_PRIORITY = (JOB.c.priority, JOB.c.submit_time, JOB.c.id)
 _LAST_CHARACTER = "\U0010ffff"
 _SHOWN_IDS = 4
+_MOST_IDS = 500  #: in one statement
 
 
 class BadCursorError(QueueError):
@@ -118,6 +119,37 @@ def queued(connection: Connection, limit: int, *, is_checked: bool) -> list[JobR
     """Return the first ``limit`` queued jobs that were, or were not, checked."""
     conditions = (JOB.c.state == JobState.QUEUED, JOB.c.is_checked == is_checked)
     return _read(connection, _JOBS.where(*conditions).order_by(*_BY_PRIORITY).limit(limit))
+
+
+def waiting_epochs(connection: Connection) -> dict[str, int]:
+    """Return the checked jobs that wait, each with the epoch that it waits in."""
+    conditions = (JOB.c.state == JobState.QUEUED, JOB.c.is_checked.is_(True))
+    rows = connection.execute(select(JOB.c.id, JOB.c.epoch).where(*conditions))
+    return {row.id: row.epoch for row in rows}
+
+
+def waiting_rows(connection: Connection, ids: Sequence[str]) -> list[WaitingRow]:
+    """Return what a scheduler may go by of jobs, those that are checked and still wait."""
+    rows: list[WaitingRow] = []
+    for ids_now in batched(ids):
+        here = (JOB.c.id.in_(ids_now), JOB.c.state == JobState.QUEUED, JOB.c.is_checked.is_(True))
+        rows += [WaitingRow(**row._asdict()) for row in connection.execute(select(*WAITING_COLUMNS).where(*here))]
+    return rows
+
+
+def queued_rows(connection: Connection, ids: Sequence[str]) -> list[JobRow]:
+    """Return jobs, those that are checked and still wait, in no order."""
+    rows: list[JobRow] = []
+    for ids_now in batched(ids):
+        here = (JOB.c.id.in_(ids_now), JOB.c.state == JobState.QUEUED, JOB.c.is_checked.is_(True))
+        rows += _read(connection, _JOBS.where(*here))
+    return rows
+
+
+def batched(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Return ids in portions that a statement takes."""
+    for begin in range(0, len(ids), _MOST_IDS):
+        yield ids[begin : begin + _MOST_IDS]
 
 
 def counts(connection: Connection, user: str | None) -> dict[JobState, int]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unified.job_state import JobState
-from unified.queue.records import JobRow, NewJob, Transition
+from unified.queue.records import JobRow, NewJob, Transition, WaitingRow
 from unified.queue.schema import JOB, TRANSITION
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(JobRow))
@@ -17,6 +17,7 @@ _JSON = frozenset({"spec", "metrics", "admission"})
 
 #: What :func:`job_row` wants selected.
 JOB_COLUMNS = tuple(JOB.c[name] for name in _FIELDS)
+WAITING_COLUMNS = tuple(JOB.c[field.name] for field in dataclasses.fields(WaitingRow))
 TRANSITION_COLUMNS = tuple(TRANSITION.c[name] for name in _TRANSITION_FIELDS)
 
 #: Fields that a move may change besides the state. The others are what was submitted, or go with the state and the lease.

@@ -134,6 +134,7 @@ class StatusWriter:
             "running": slot.running,
             "residents": [record.name for record in residents],
             "memory_bytes": self._memory_of(slot),
+            "gain": self.conductor.placer.gain_of(slot),
         }
 
     def _memory_of(self, slot: Slot) -> int | None:

@@ -43,6 +43,7 @@ from unified.service.deadline_door import DeadlineDoor
 from unified.service.job_files import JobFiles
 from unified.service.journal import StoreJournal
 from unified.service.narrator import Narrator
+from unified.service.shortlist import Shortlist
 from unified.service.status import StatusWriter, Tally
 from unified.service.tensorboard_files import TensorboardFiles
 from unified.service.ticker import Ticker
@@ -53,6 +54,7 @@ from unified.telling import Telling
 
 IDLE_SECONDS = 0.25
 SAMPLE_SECONDS = 5.0  #: between two looks at the memory of all processes
+_PACKER = "packer: interference"  #: under what the packer's memory is kept; no scheduler can be called so
 REST_SECONDS = 10.0  #: after workers died before they got work
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ class Supervisor:
         self._looked = time.monotonic()
         self._rests_until = 0.0
         self._saved_memory: dict[str, Any] | None = None
+        self._saved_learning: dict[str, Any] | None = None
         self._workers: dict[int, int] = {}
         scheduler = registry.create(config.scheduler)
         check_supplied(scheduler, config.scheduler)
@@ -159,7 +162,7 @@ class Supervisor:
             books=self.books,
             store=store,
             root=root,
-            window=config.window,
+            shortlist=Shortlist(store=store, scheduler=scheduler, window=config.window, started=self.started),
             num_threads=config.threads if self._planner.is_on_cpu else None,
             started=self.started,
             trust_in=lambda row: trust_in(root.spec(row.id), row, config),
@@ -203,6 +206,9 @@ class Supervisor:
         """Train until :meth:`drain` or :meth:`fence` is called; return what became of the jobs on slots."""
         self.conductor.adopt(self._plan())
         self.books.telling.take_over(self.store.load_policy(self.config.scheduler))
+        learnt = self.store.load_policy(_PACKER)
+        if learnt is not None:
+            self.conductor.placer.interference.load_state_dict(learnt, self.now())
         self._emit_start()
         self.working_set.refresh()
         while not (self._is_draining or self._is_fenced):
@@ -238,11 +244,15 @@ class Supervisor:
         self.status.write(ticks=ticks, late=late, is_draining=self._is_draining, is_exact=is_exact)
 
     def save_policy(self) -> None:
-        """Write down the scheduler's memory, if it has one that has changed."""
+        """Write down the scheduler's memory, if it has one that has changed, and the packer's."""
         memory = self.books.telling.memory()
         if memory is not None and memory != self._saved_memory:
             self.store.save_policy(self.config.scheduler, memory)
             self._saved_memory = memory
+        learnt = self.conductor.placer.interference.state_dict()
+        if learnt != self._saved_learning:
+            self.store.save_policy(_PACKER, learnt)
+            self._saved_learning = learnt
 
     def _plan(self) -> Plan:
         config, planner = self.config, self._planner

@@ -6,27 +6,54 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from unified.job_state import JobState
 from unified.ledger import JobRecord
-from unified.planning import ranking
-from unified.quantities import bytes_text
 from unified.queue.errors import QueueError
-from unified.queue.records import Progress
+from unified.queue.records import UNDER, Progress
 from unified.queue.spool import Ingested, scan
 from unified.service import recovery, retention
 from unified.service.supervisor import Supervisor
 from unified.service.ticker import Tick
 from unified.service.watchdog import checkpoint_tick_seconds
 from unified.summary import finite
+from unified.waiting import why_waiting
 
 DISK_FULL = "disk-full"  #: how the reason of a job begins that is paused until there is room
 
-_APART = "models that run code, and jobs with colocate 'same-user', share none with other users' jobs"
+NUMBERS_SECONDS = 10.0  #: for which a reason stands of which only numbers have changed
+_NUMBER = re.compile(r"[\d.]+")
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What was written down of a job, in which epoch of its, and when."""
+
+    epoch: int
+    text: str
+    time: float
+
+    @classmethod
+    def of(cls, record: JobRecord, texts: Mapping[str, str], now: float) -> Told | None:
+        """Return what is to be said of a job; None if nothing is, as it comes or goes."""
+        if record.is_running and record.state is JobState.RUNNING:
+            return cls(epoch=record.epoch, text="trains", time=now)
+        if record.name not in texts:
+            return None
+        has_failed = record.slot is None and record.num_infra_failures + record.num_job_failures > 0
+        # what was read back from the store may be what we said the last time
+        before = f"{record.reason}; " if record.reason and has_failed and UNDER not in record.reason else ""
+        return cls(epoch=record.epoch, text=before + texts[record.name], time=now)
+
+    def is_news(self, last: Told | None) -> bool:
+        """Whether it differs from what was said; where only numbers do, that can wait for a while."""
+        if last is None or last.epoch != self.epoch or _NUMBER.sub("", last.text) != _NUMBER.sub("", self.text):
+            return True
+        return last.text != self.text and self.time - last.time >= NUMBERS_SECONDS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,7 +67,7 @@ class Ticks:
 
     supervisor: Supervisor
     lock: int | None
-    _told: dict[str, str] = field(default_factory=dict)
+    _told: dict[str, Told] = field(default_factory=dict)
     _told_of: dict[str, str] = field(default_factory=dict)
     _noted: dict[str, Progress] = field(default_factory=dict)
     _strays: frozenset[tuple[str, int]] = frozenset()
@@ -56,7 +83,7 @@ class Ticks:
             Tick(name="spool", seconds=scale, run=self.spool, own_thread=True),
             Tick(name="commands", seconds=0.3 * scale, run=ask(self.supervisor.commands.look)),
             Tick(name="queue", seconds=scale, run=self.queue),
-            Tick(name="reasons", seconds=5.0 * scale, run=ask(self.reasons)),
+            Tick(name="reasons", seconds=scale, run=ask(self.reasons)),
             Tick(name="notes", seconds=scale, run=ask(self.notes)),
             Tick(
                 name="checkpoints",
@@ -169,33 +196,18 @@ class Ticks:
         supervisor.mailbox.ask(supervisor.working_set.refresh)
 
     def reasons(self) -> None:
-        """Write down why each waiting job waits."""
+        """Write down why each job that does not train does not, and no more that it does not of those that do."""
         supervisor = self.supervisor
-        waiting = [record for record in supervisor.books.ledger.all() if record.is_ready and record.slot is None]
-        order = self._order(waiting)
-        by_name = {record.name: record for record in waiting}
-        reasons = {name: self._why(by_name[name], ahead) for ahead, name in enumerate(order)}
-        changed = {name: reason for name, reason in reasons.items() if self._told.get(name) != reason}
-        self._told = reasons
-        if changed:
-            supervisor.store.set_reason(changed)
-
-    def _order(self, waiting: Sequence[JobRecord]) -> list[str]:
-        try:
-            return ranking(waiting, self.supervisor.books.telling.scheduler)[0]
-        except Exception:  # noqa: BLE001 - it may be a plug-in; that it fails is told where turns are given out
-            return [record.name for record in sorted(waiting, key=lambda record: record.submit_time)]
-
-    def _why(self, record: JobRecord, ahead: int) -> str:
-        under = f"under {self.supervisor.config.scheduler}"
-        before = f"{record.reason}; " if record.reason and record.num_infra_failures + record.num_job_failures else ""
-        if record.needs_own_slot:
-            return f"{before}waits for a slot of its own"
-        if self.supervisor.conductor.is_shut_out(record):
-            return f"{before}waits for a process of its own user's: {_APART}"
-        if not self.supervisor.conductor.would_fit(record):
-            return f"{before}waits for memory: needs {bytes_text(record.demand.peak_bytes)}"
-        return f"{before}waits for a slot: {ahead} ahead {under}" if ahead else f"{before}is next for a slot {under}"
+        texts = why_waiting(supervisor.conductor.placer, supervisor.conductor.decider)
+        told: dict[str, Told] = {}
+        for is_resident in (False, True):
+            records = [record for record in supervisor.books.ledger.all() if (record.slot is not None) is is_resident]
+            found = {record.name: Told.of(record, texts, supervisor.now()) for record in records}
+            changed = {name: each for name, each in found.items() if each is not None and each.is_news(self._told.get(name))}
+            if changed:
+                supervisor.store.set_reason({name: each.text for name, each in changed.items()}, is_resident=is_resident)
+            told |= {name: changed.get(name) or self._told[name] for name, each in found.items() if each is not None}
+        self._told = told
 
     def notes(self) -> None:
         """Write down how far the jobs on slots have come, in one transaction, and their files."""
@@ -241,7 +253,7 @@ class Ticks:
             steps_done=record.step,
             loss=None if record.loss is None else finite({"loss": record.loss})["loss"],
             metrics=finite(record.metrics),
-            step_seconds=record.step_seconds or record.trial_seconds.get(record.num_threads or 1),
+            step_seconds=record.step_seconds or record.trial,
             memory_bytes=record.peak_bytes,
             training_seconds=self.supervisor.books.trained_seconds(record),
         )

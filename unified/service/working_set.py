@@ -1,9 +1,10 @@
-"""Which of the queued jobs the scheduler chooses among: the first that wait, and whoever is on a slot. Free of torch."""
+"""Which of the queued jobs the scheduler chooses among: a shortlist of those that wait, and who is on a slot. Free of torch."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from schedulers import base
@@ -17,6 +18,7 @@ from unified.queue.root import Root
 from unified.queue.store import JobStore
 from unified.service.admissions import from_json
 from unified.service.deadline_door import DeadlineDoor
+from unified.service.shortlist import Listed, Shortlist
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ class WorkingSet:
         books: The ledger's keeper.
         store: The queue's store.
         root: Its folder.
-        window: How many waiting jobs the scheduler chooses among.
+        shortlist: The waiting jobs that the scheduler chooses among.
         num_threads: Intra-op threads of every slot; None on GPUs.
         started: When the run's clock was 0, in seconds since 1970.
         trust_in: Whether a job's model may still be loaded if that runs code; a SHA-256: that file alone.
@@ -40,7 +42,7 @@ class WorkingSet:
     books: Bookkeeper
     store: JobStore
     root: Root
-    window: int
+    shortlist: Shortlist
     num_threads: int | None
     started: float
     trust_in: Callable[[JobRow], bool | str]
@@ -53,25 +55,36 @@ class WorkingSet:
         for record in ledger.all():
             if record.slot is None and record.state is not JobState.QUEUED:
                 self._let_go(record)
-        rows = {row.id: row for row in self.store.waiting(self.window)}
+        before = self.shortlist.waiting
+        chosen, held = self.shortlist.look(), {record.name for record in ledger.all()}
         for record in ledger.all():
-            row = rows.get(record.name)
-            if record.slot is None and (row is None or row.epoch != record.epoch):
+            listed = chosen.get(record.name)
+            if record.slot is None and (listed is None or listed.epoch != record.epoch):
                 self._let_go(record)
-        new = self.door.let_in(
-            [(row, record) for row in rows.values() if row.id not in ledger if (record := self._record(row)) is not None]
-        )
+        self._tell_who_came(before, held)
+        rows = self.store.queued_rows([job for job in chosen if job not in ledger])
+        rows.sort(key=lambda row: (row.submit_time, row.id))
+        new = self.door.let_in([(row, record) for row in rows if (record := self._record(row)) is not None])
         if new:
             ledger.add_all(new)
         for record in new:
-            self.books.note(base.Submitted, record)
             self.books.emit(submitted_event(record))
 
     def _let_go(self, record: JobRecord) -> None:
         """Take a job out; the scheduler must not wait for one that is not there."""
         self.books.ledger.remove(record.name)
-        if record.state not in ENDED:
+        if record.state not in ENDED and record.name not in self.shortlist.waiting:
             self.books.note(base.Paused, record)
+
+    def _tell_who_came(self, before: Mapping[str, Listed], held: AbstractSet[str]) -> None:
+        """Tell the scheduler of all who came and went, also beyond the shortlist: its order depends on it."""
+        waiting = self.shortlist.waiting
+        for job, listed in waiting.items():
+            if job not in before and job not in held:
+                self.books.telling.tell(base.Submitted, listed.view)
+        for job, listed in before.items():
+            if job not in waiting and job not in held:
+                self.books.telling.tell(base.Cancelled, listed.view)
 
     def _is_trusted(self, submission: Submission, row: JobRow) -> bool:
         """Whether a job may go to a worker: the settings may have changed since it was checked."""
