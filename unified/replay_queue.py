@@ -1,7 +1,6 @@
 """What a queue did, from its store and its timeline, as what the simulator is given. Free of torch.
 
-A queue keeps less than a run: jobs count as ready from their submission on, and the newest turns alone are known. Jobs whose
-turns are not all known are left out.
+A queue keeps less than a run: the newest turns alone are known. Jobs whose turns are not all known are left out.
 """
 
 from __future__ import annotations
@@ -77,7 +76,8 @@ def _events(rows: Sequence[JobRow], turns: Sequence[Mapping[str, Any]], schedule
         admission = row.admission or {}
         length = {"num_epochs": row.spec.get("epochs") or 1, "num_steps": row.steps_done}
         size = {"num_parameters": (admission.get("estimate") or {}).get("num_parameters", 0)}
-        events.append({"event": "JobSubmitted", "at": row.submit_time, "job": row.id, "user": row.user, **length, **size})
+        whose = {"job": row.id, "user": row.user, "ready_at": admission.get("checked_time", row.submit_time)}
+        events.append({"event": "JobSubmitted", "at": row.submit_time, **whose, **length, **size})
         events.append({"event": "JobFinished", "at": row.finished_time, "job": row.id})
     for turn in mine:
         events.append({"event": "TurnStarted", "at": turn["start"], "job": turn["job"]})
