@@ -9,13 +9,15 @@ from random import Random
 from time import perf_counter
 
 from benchmarks.quantiles import Quantiles
-from schedulers.base import Observes, SlotView, Submitted, TurnDone
+from schedulers.base import Grant, Observes, SlotView, Submitted, TurnDone
 from schedulers.registry import create
 from unified.admission import DatasetRef, Estimate, ModelForm, ModelRef, Submission
 from unified.deciding import Decider
 from unified.job import JobSpec
+from unified.job_state import JobState
 from unified.ledger import JobRecord, Ledger
-from unified.placement import Placement
+from unified.packer import Outlook, Rules, plan
+from unified.placement import Placement, tenant_of
 from unified.slots import Slot
 from unified.units import Unit
 
@@ -31,7 +33,7 @@ class DecisionCost:
     Attributes:
         policy: As spelled.
         select: Of the policy's own answer.
-        whole: Of the engine's question from end to end: records made into views, the answer, its check.
+        whole: Of the engine's question from end to end: who is where and may go where, the views, the answer, its check.
     """
 
     policy: str
@@ -72,7 +74,7 @@ def _make_record(number: int, random: Random, *, is_resident: bool) -> JobRecord
     record.trial_seconds[1] = random.uniform(0.001, 0.1)
     record.num_threads = 1
     if is_resident:
-        record.slot, record.step = number % NUM_SLOTS, recipe["max_steps"] // 2
+        record.slot, record.step, record.state = number % NUM_SLOTS, recipe["max_steps"] // 2, JobState.RUNNING
         record.first_start = record.waiting_since = float(number)
         record.slot_seconds = record.step * record.trial_seconds[1]
     return record
@@ -90,17 +92,25 @@ def _measure(policy: str, records: Sequence[JobRecord], num_decisions: int) -> D
     ledger = Ledger()
     ledger.add_all(records)
     slots = [Slot(index=index, device="cpu", num_threads=1) for index in range(NUM_SLOTS)]
-    placement = Placement(ledger=ledger, slots=slots, capacity_bytes=2**40, bans=set())
     decider = Decider(scheduler=scheduler, name=policy, clock=lambda: 1e6)
     units = [Unit(leader=record) for record in records]
     views = [unit.view() for unit in units]
     anywhere = frozenset(view.id for view in views if view.slot_id is None)
     slot_views = [SlotView(id=slot.index, accepts=anywhere) for slot in slots]
     select = _ask(lambda: scheduler.select(1e6, views, slot_views), num_decisions)
-    whole = _ask(lambda: decider.select(units, placement, slots), num_decisions)
+    whole = _ask(lambda: _decide(decider, units, ledger, slots), num_decisions)
     if decider.num_wrong:
         raise RuntimeError(f"scheduler {policy} gave {decider.num_wrong} answers that cannot be carried out")
     return DecisionCost(policy=policy, select=select, whole=whole)
+
+
+def _decide(decider: Decider, units: Sequence[Unit], ledger: Ledger, slots: Sequence[Slot]) -> list[Grant]:
+    """Decide as the engine does: who is where, who may go where, who has which turn."""
+    placement = Placement(ledger=ledger, slots=slots, capacity_bytes=2**40, bans=set())
+    queued = [tenant_of(unit.records) for unit in units if unit.slot is None]
+    rules = Rules(capacity_bytes=placement.capacity_bytes)
+    placements = plan(queued, placement.residents, placement.berths, rules, lambda: Outlook(ranks={}))
+    return decider.select(units, placements, slots)
 
 
 def _ask(question: Callable[[], object], count: int) -> Quantiles:

@@ -246,7 +246,7 @@ class RunRecord:
             if job in self._submitted:
                 raise UnifiedError(f"job {job!r} was submitted twice: a run that was resumed cannot be replayed")
             # its own time is that of handing it in; it was told of once it was read, after what was told before
-            self._submitted[job], self._ready_at[job] = event, max(at, self._heard_at)
+            self._submitted[job], self._ready_at[job] = event, event.get("ready_at", max(at, self._heard_at))
         elif kind == "RunStarted":
             self._scheduler, self._num_slots = event["scheduler"], len(event["slots"])
             begun = {turn.job for turns in self._turns.values() for turn in turns}

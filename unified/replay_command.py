@@ -21,17 +21,18 @@ from schedulers.simulation.traces import Selection, auto_quantum, read_trace
 from schedulers.spelling import split
 from unified.quantities import plural, seconds_text, times_text
 from unified.replay import Replay, read_run, replay
+from unified.replay_queue import is_queue, read_queue
 from unified.terminal import line_writer, make_console, show
 
 
 def replay_folder(folder: Path, *, as_json: bool) -> int:
-    """Simulate what a folder of ``unified run`` tells of, print it beside what the engine did, and return the exit code.
+    """Simulate what a folder of ``unified run``, or a queue's, tells of, and print it beside what the engine did.
 
     Raises:
         UnifiedError: If there is no run to replay.
         SchedulerConfigError: If the run's scheduler cannot be made from how it is spelled.
     """
-    found = replay(read_run(folder))
+    found = replay(read_queue(folder) if is_queue(folder) else read_run(folder))
     if as_json:
         line_writer(sys.stdout)(json.dumps(replay_json(found), allow_nan=False))
     else:

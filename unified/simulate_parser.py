@@ -30,8 +30,8 @@ def add_simulate(commands: Commands[argparse.ArgumentParser]) -> None:
         nargs="?",
         type=Path,
         metavar="TRACE",
-        help="a CSV file with the columns job_id, submit_s and duration_s; or a folder that 'unified run --out' left, to see "
-        "how far off the simulator is",
+        help="a CSV file with the columns job_id, submit_s and duration_s; or a folder of 'unified run --out' or a queue, to "
+        "see how far off the simulator is",
     )
     parser.add_argument("--golden", action="store_true", help="in place of a trace: the paper's case, checked to the second")
     parser.add_argument(

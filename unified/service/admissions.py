@@ -53,6 +53,7 @@ def to_json(submission: Submission, step_seconds: float | None, root: Root) -> d
         "estimate": asdict(submission.estimate),
         "step_seconds": step_seconds,
         "stack_key": submission.stack_key,
+        "checked_time": time.time(),  # from then on the scheduler may see it
     }
 
 
