@@ -13,6 +13,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 #: A value that json.dumps takes. Not spelled out: a recursive alias could not be narrowed on the way back in.
 JSON: TypeAlias = Any
 
+OVERRUN = 0.3  #: what a unit is expected to need still, by what it has had, once that nears or passes its estimate
+
 
 class SchedulerConfigError(ValueError):
     """A scheduler was spelled wrongly, or cannot be built as spelled; the message says what is accepted."""
@@ -136,13 +138,15 @@ class JobView:
     def remaining_seconds(self) -> float | None:
         """Slot time that is left; None if nothing is known.
 
-        By measured steps it is exact. A mere estimate of the whole may turn out too low: what is left by it is never
-        less than a tenth of it, so that a unit which overruns does not count as the shortest for ever.
+        By measured steps it is exact. A mere estimate of the whole may turn out too low; the longer a unit has gone on, the
+        longer it should be expected to go on, so at least ``OVERRUN`` times what it has had is left of it. (With a constant
+        floor, a tenth of the estimate, one that overruns would count as short for as long as it lasts; docs/scheduling.md
+        has the difference in numbers.)
         """
         if self.step_seconds is not None:
             return max(0, self.steps_total - self.steps_done) * self.step_seconds
         if self.estimate_seconds is not None:
-            return max(self.estimate_seconds - self.attained_seconds, 0.1 * self.estimate_seconds)
+            return max(self.estimate_seconds - self.attained_seconds, OVERRUN * self.attained_seconds)
         return None
 
 

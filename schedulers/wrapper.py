@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schedulers.base import JSON, Event, JobView, Observes, Quantum, Scheduler, SchedulerConfigError, Stateful
+from schedulers.base import JSON, Admits, Event, JobView, Observes, Quantum, Scheduler, SchedulerConfigError, Stateful
 from schedulers.keyed import KeyPolicy
 
 
@@ -13,13 +13,17 @@ class Wrapper(KeyPolicy):
         inner: A policy with ``key``, such as every built-in one.
 
     Raises:
-        SchedulerConfigError: If it has none.
+        SchedulerConfigError: If it has none, or makes promises about its own order, as ``edf`` does.
     """
 
     def __init__(self, inner: Scheduler) -> None:
         if not isinstance(inner, KeyPolicy):
             raise SchedulerConfigError(
                 f"{type(self).__name__} holds policies that order units by a key; {type(inner).__name__} is not a KeyPolicy"
+            )
+        if isinstance(inner, Admits):
+            raise SchedulerConfigError(
+                f"{type(inner).__name__} promises what only its own order keeps, so {type(self).__name__} cannot change that"
             )
         self.inner = inner
         self.needs: frozenset[str] = inner.needs
