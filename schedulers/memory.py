@@ -8,7 +8,10 @@ MAX_GONE = 1000  #: units that are gone and still remembered: an event is late b
 
 
 class Sequences:
-    """The number of the last event of each unit. That of one that is gone stays a while: a late event must not bring it back."""
+    """The number of the last event of each unit.
+
+    That of a unit that is gone stays a while: a late event must not bring it back.
+    """
 
     def __init__(self) -> None:
         self._last: dict[str, int] = {}
