@@ -21,6 +21,8 @@ from schedulers.testing.run import an_event
 
 UNITS = [f"unit-{index}" for index in range(6)]
 NOW = 9.0
+TWO_UNITS = [JobView(id=unit_id, submit_time=0.0) for unit_id in UNITS[:2]]
+TWO_IDLE_SLOTS = [SlotView(id=0), SlotView(id=1)]
 
 _small = st.integers(0, 2)
 _users = st.sampled_from([(("ann", 1.0),), (("bob", 1.0),), (("ann", 0.5), ("bob", 0.5))])

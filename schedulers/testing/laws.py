@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from schedulers.aging import Aging
@@ -19,7 +19,18 @@ from schedulers.base import Admits, Event, Explains, Grant, JobView, Observes, P
 from schedulers.keyed import KeyPolicy
 from schedulers.needs import check_fields
 from schedulers.registry import create
-from schedulers.testing.cases import NOW, UNITS, histories, ready_units, slots_of_a_host, some_cuts, some_numbers, workloads
+from schedulers.testing.cases import (
+    NOW,
+    TWO_IDLE_SLOTS,
+    TWO_UNITS,
+    UNITS,
+    histories,
+    ready_units,
+    slots_of_a_host,
+    some_cuts,
+    some_numbers,
+    workloads,
+)
 from schedulers.testing.run import SimulatedRun, restarted
 
 #: A busy machine breaks no law; and one suite is run from several classes, each over its own schedulers.
@@ -55,6 +66,7 @@ class SchedulerLaws:
             assert all(unit.can_corun for unit in beside) or len(beside) + len(slot.running) == 1
 
     @law
+    @example(ready=TWO_UNITS, slots=TWO_IDLE_SLOTS, history=[])  # the plainest case, which few random draws are
     @given(ready=ready_units(), slots=slots_of_a_host, history=histories)
     def test_as_few_slots_are_idle_as_can_be(self, spelling, ready, slots, history):
         def most(free: list[SlotView], units: frozenset[JobView]) -> int:

@@ -26,7 +26,7 @@ SOURCE = """
     from schedulers.keyed import KeyPolicy
 
     # that they fail is enough here; the search for the smallest case takes most of the time
-    settings.register_profile("plain", phases=[Phase.generate])
+    settings.register_profile("plain", phases=[Phase.explicit, Phase.generate])
     settings.load_profile("plain")
 
     class Base(KeyPolicy):
@@ -34,7 +34,7 @@ SOURCE = """
         def key(self, unit, now): return ()
 
     class Lazy(Base):
-        def select(self, now, ready, slots): return []
+        def select(self, now, ready, slots): return super().select(now, ready, slots)[:1]
 
     class Doubling(Base):
         def select(self, now, ready, slots): return super().select(now, ready, slots) * 2
