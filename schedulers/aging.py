@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from schedulers.base import JobView, Scheduler, SlotView
 from schedulers.ordering import victims_by_key
-from schedulers.quanta import parse_number, parse_time
+from schedulers.quanta import parse_number, parse_time, time_text
 from schedulers.wrapper import Wrapper
 
 
@@ -59,11 +59,10 @@ class Aging(Wrapper):
     def explain(self, unit: JobView, now: float) -> str:
         """Return the inner policy's reason, and what age adds to it."""
         if self.is_promoted(unit, now):
-            return (
-                f"it has waited {unit.wait_seconds(now):.6g} s, {self.max_wait:.6g} s or longer, and so comes before all others"
-            )
-        aged = self.weight * unit.age_seconds(now)
-        return f"{self.inner.explain(unit, now)}; its age of {unit.age_seconds(now):.6g} s counts for {aged:.6g} less"
+            waited, limit = time_text(unit.wait_seconds(now)), time_text(self.max_wait)
+            return f"it has waited {waited}, {limit} or longer, and so comes before all others"
+        age = unit.age_seconds(now)
+        return f"{self.inner.explain(unit, now)}; its age of {time_text(age)} counts for {self.weight * age:.3g} less"
 
     def _aged(self, key: tuple[float, ...], unit: JobView, now: float) -> tuple[float, ...]:
         return (1.0, key[0] - self.weight * (now - unit.submit_time), *key[1:])

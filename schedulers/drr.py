@@ -26,7 +26,7 @@ from schedulers.base import (
 from schedulers.keyed import KeyPolicy
 from schedulers.memory import Sequences
 from schedulers.passes import Passes
-from schedulers.quanta import DEFAULT_QUANTUM, parse_quantum
+from schedulers.quanta import DEFAULT_QUANTUM, parse_quantum, time_text
 
 _ROUNDING = 1e-9  #: rounds; a sum of steps that makes a quantum up to rounding does make it
 
@@ -72,8 +72,9 @@ class DeficitRoundRobin(KeyPolicy):
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return the unit's round and its deficit."""
-        measure = "steps" if isinstance(self.quantum, Steps) else "s"
-        return f"its next turn is in round {self._round(unit)}, of {self._deficit(unit):.6g} {measure}; the least goes first"
+        deficit = self._deficit(unit)
+        length = f"{deficit:.3g} steps" if isinstance(self.quantum, Steps) else time_text(deficit)
+        return f"its next turn is in round {self._round(unit)}, of {length}; the least round goes first"
 
     def on_event(self, event: Event) -> None:
         """Charge a unit for its turns; let it come and go."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
+from math import ceil
 
 from schedulers.base import JobView, SlotView
 from schedulers.measured import MeasuredPolicy
 from schedulers.ordering import in_order
+from schedulers.quanta import time_text
 
 
 class EarliestDeadlineFirst(MeasuredPolicy):
@@ -37,8 +39,10 @@ class EarliestDeadlineFirst(MeasuredPolicy):
             return "it has no deadline; those with one go first"
         kind = "soft deadline" if unit.is_deadline_soft else "deadline"
         left = unit.remaining_seconds
-        length = "its step time is yet to be measured" if left is None else f"{left:.6g} s are left of it"
-        return f"its {kind} is in {unit.deadline - now:.6g} s, {length}; the earliest goes first"
+        length = "its step time is yet to be measured" if left is None else f"{time_text(left)} are left of it"
+        ahead = unit.deadline - now
+        when = f"is in {time_text(ahead)}" if ahead >= 0 else f"was {time_text(-ahead)} ago"
+        return f"its {kind} {when}, {length}; the earliest goes first"
 
     def refusal(self, now: float, unit: JobView, accepted: Sequence[JobView], slots: Sequence[SlotView]) -> str | None:
         """Run the policy forward with the unit added; say why not and what deadline would be met, or None if all is well.
@@ -48,7 +52,7 @@ class EarliestDeadlineFirst(MeasuredPolicy):
         if unit.deadline is None or unit.is_deadline_soft:
             return None
         if unit.remaining_seconds is None:
-            return f"{unit.id} has a deadline, but its length is not known: its step time must be measured first"
+            return "a deadline, but its length is not known: its step time must be measured first"
         hard = [other for other in accepted if other.deadline is not None and not other.is_deadline_soft]
         others = in_order([other for other in hard if other.remaining_seconds is not None], lambda other: self.key(other, now))
         before = _done_at(now, others, len(slots))
@@ -57,15 +61,21 @@ class EarliestDeadlineFirst(MeasuredPolicy):
             (_deadline(other), other.submit_time, other.id) < (unit.deadline, unit.submit_time, unit.id) for other in others
         )
         done = _done_at(now, [*others[:place], unit, *others[place:]], len(slots))
-        late = [other.id for other in others if other.id in in_time and done[other.id] > _deadline(other)]
+        late = [other for other in others if other.id in in_time and done[other.id] > _deadline(other)]
         if done[unit.id] <= unit.deadline and not late:
             return None
         earliest = _earliest_deadline(now, unit, others, in_time, len(slots))
-        why = f"would make {late[0]} late" if late else f"would be met only in {done[unit.id] - now:.6g} s"
+        why = f"would make {_named(unit, late[0])} late" if late else f"would be met only in {time_text(done[unit.id] - now)}"
+        seconds = ceil(100 * (earliest - now) - 1e-6) / 100  # rounded up: it is to be met when it is asked for
         return (
-            f"{unit.id}: a deadline in {unit.deadline - now:.6g} s {why}; "
-            f"the earliest deadline that would be met is in {earliest - now:.6g} s"
+            f"a deadline in {time_text(unit.deadline - now)} that {why}; "
+            f"the earliest deadline that would be met is in {seconds:.12g} s"
         )
+
+
+def _named(told: JobView, other: JobView) -> str:
+    """Return the name of a unit, if it is of the owners who are told."""
+    return other.id if other.user_shares == told.user_shares else "another user's job"
 
 
 def _earliest_deadline(now: float, unit: JobView, others: Sequence[JobView], in_time: set[str], num_slots: int) -> float:

@@ -21,6 +21,7 @@ from schedulers.base import (
 )
 from schedulers.memory import Sequences
 from schedulers.passes import Passes
+from schedulers.quanta import time_text
 from schedulers.wrapper import Wrapper
 
 
@@ -57,9 +58,10 @@ class FairShare(Wrapper):
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return what the owner has had, and the inner policy's reason."""
-        owners = " and ".join(repr(owner) for owner, _ in unit.user_shares)
-        passed = self._pass_of(unit.user_shares)
-        return f"the pass of its owner {owners} is {passed:.6g} s, the least goes first; {self.inner.explain(unit, now)}"
+        # a stack's owners are told of the scheduler's choice, and not of each other
+        owner = f"owner {unit.user_shares[0][0]!r} counts" if len(unit.user_shares) == 1 else "owners count"
+        had = time_text(self._pass_of(unit.user_shares))
+        return f"its {owner} as having had {had} of the slots, the least goes first; {self.inner.explain(unit, now)}"
 
     def on_event(self, event: Event) -> None:
         """Charge owners for turns; let them come with their first unit and go with their last."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from schedulers.base import JobView
 from schedulers.keyed import KeyPolicy
+from schedulers.quanta import time_text
 
 
 class FirstComeFirstServed(KeyPolicy):
@@ -19,4 +20,4 @@ class FirstComeFirstServed(KeyPolicy):
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return when the unit came."""
-        return f"it came {unit.age_seconds(now):.6g} s ago; those that came earlier go first"
+        return f"it came {time_text(unit.age_seconds(now))} ago; those that came earlier go first"

@@ -6,6 +6,7 @@ from math import inf
 
 from schedulers.base import JobView
 from schedulers.measured import MeasuredPolicy
+from schedulers.quanta import time_text
 
 
 class HighestResponseRatioNext(MeasuredPolicy):
@@ -33,4 +34,5 @@ class HighestResponseRatioNext(MeasuredPolicy):
         if left is None:
             return "its step time is yet to be measured"
         [ratio] = self.key(unit, now)
-        return f"{left:.6g} s left / ({unit.age_seconds(now):.6g} s of age + length) = {ratio:.4g}; the least ratio goes first"
+        age = time_text(unit.age_seconds(now))
+        return f"{time_text(left)} left / ({age} of age + length) = {ratio:.3g}; the least ratio goes first"

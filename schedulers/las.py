@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from schedulers.base import JobView, Quantum, Seconds
 from schedulers.keyed import PreemptiveKeyPolicy
-from schedulers.quanta import DEFAULT_QUANTUM, parse_seconds
+from schedulers.quanta import DEFAULT_QUANTUM, parse_seconds, time_text
 
 
 class LeastAttainedService(PreemptiveKeyPolicy):
@@ -32,4 +32,4 @@ class LeastAttainedService(PreemptiveKeyPolicy):
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return what the unit has had."""
-        return f"it has had {unit.attained_seconds:.6g} s of a slot; who had the least goes first"
+        return f"it has had {time_text(unit.attained_seconds)} of a slot; who had the least goes first"

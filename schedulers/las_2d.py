@@ -21,7 +21,7 @@ from schedulers.base import (
 )
 from schedulers.keyed import PreemptiveKeyPolicy
 from schedulers.memory import Sequences
-from schedulers.quanta import DEFAULT_QUANTUM, parse_number, parse_seconds, parse_time
+from schedulers.quanta import DEFAULT_QUANTUM, parse_number, parse_seconds, parse_time, time_text
 
 _NUM_REMEMBERED = 1000  #: finished units that the learnt thresholds go by, the latest ones
 _FACTORS = (1.0, 10.0, 100.0)
@@ -77,10 +77,11 @@ class DiscretisedLeastAttainedService(PreemptiveKeyPolicy):
     def explain(self, unit: JobView, now: float) -> str:
         """Return the unit's queue and why it is there."""
         if self._is_promoted(unit, now):
-            return f"it is back in queue 0, for it has waited {unit.wait_seconds(now):.6g} s; the least queue goes first"
-        limits = "/".join(f"{limit:.6g}" for limit in self.thresholds)
+            return f"it is back in queue 0, for it has waited {time_text(unit.wait_seconds(now))}; the least queue goes first"
+        limits = "/".join(map(time_text, self.thresholds))
         [queue] = self.key(unit, now)
-        return f"it is in queue {queue:.0f}, having had {unit.attained_seconds:.6g} s (limits {limits} s); the least goes first"
+        had = time_text(unit.attained_seconds)
+        return f"it is in queue {queue:.0f}, having had {had} (limits {limits}); the least goes first"
 
     def on_event(self, event: Event) -> None:
         """Add up what each unit has, and learn from one that finished."""

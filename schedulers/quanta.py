@@ -60,6 +60,26 @@ def parse_time(text: str | float, option: str) -> float:
     return float(match["count"]) * _SECONDS_OF[match["unit"]]
 
 
+def time_text(seconds: float) -> str:
+    """Show a time in an explanation, as exactly as people want to know it.
+
+    >>> time_text(7), time_text(0.78575), time_text(-185.2), time_text(9000), time_text(300000)
+    ('7 s', '0.786 s', '-3 min 5 s', '2 h 30 min', '3 d 11 h')
+    """
+    if abs(seconds) < 99.95:
+        return f"{seconds:.3g} s"
+    if abs(seconds) == float("inf"):
+        return f"{seconds} s"
+    sign, whole = "-" if seconds < 0 else "", round(abs(seconds))
+    if whole < 3600:
+        return f"{sign}{whole // 60} min {whole % 60} s"
+    minutes = round(whole / 60)
+    if minutes < 48 * 60:
+        return f"{sign}{minutes // 60} h {minutes % 60} min"
+    hours = round(whole / 3600)
+    return f"{sign}{hours // 24} d {hours % 24} h"
+
+
 def parse_number(text: str | float, option: str) -> float:
     """Read a number from 0 on, such as ``"0.1"``.
 

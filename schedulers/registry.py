@@ -177,7 +177,10 @@ def _find(parsed: Spelling) -> Factory:
         return BUILT_INS[name][0] if name in BUILT_INS else _load(name, plug_ins[name])
     if class_name is not None and _is_module(name):
         return _load(parsed.path, EntryPoint(parsed.path, parsed.path, ENTRY_POINT_GROUP))
-    raise SchedulerConfigError(f"no scheduler is called {name!r}; {_nearest(name, [*BUILT_INS, *plug_ins])}")
+    known = _nearest(name, [*BUILT_INS, *plug_ins])
+    if class_name is not None:
+        known = f"nor is there a module of that name to import (PYTHONPATH=. adds this folder); {known}"
+    raise SchedulerConfigError(f"no scheduler is called {name!r}; {known}")
 
 
 def _plug_ins() -> dict[str, EntryPoint]:

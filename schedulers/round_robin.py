@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from schedulers.base import JSON, Event, JobView, Quantum
 from schedulers.keyed import KeyPolicy
-from schedulers.quanta import parse_quantum
+from schedulers.quanta import parse_quantum, time_text
 from schedulers.rotation import Rotation
 
 
@@ -39,7 +39,7 @@ class RoundRobin(KeyPolicy):
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return for how long the unit has waited for its turn."""
-        return f"it has waited {unit.wait_seconds(now):.6g} s for its turn; everybody gets one before it comes again"
+        return f"it has waited {time_text(unit.wait_seconds(now))} for its turn; everybody gets one before it comes again"
 
     def on_event(self, event: Event) -> None:
         """Send a unit that arrives or had its turn to the end of the rotation."""

@@ -7,6 +7,7 @@ from math import inf
 from schedulers.base import JobView, Quantum, SchedulerConfigError, Steps, UntilDone
 from schedulers.keyed import KeyPolicy
 from schedulers.measured import PROFILE_STEPS
+from schedulers.quanta import time_text
 
 _NEEDS = {"parameters": "num_parameters", "epochs": "num_epochs", "seconds": "step_seconds"}
 
@@ -48,7 +49,8 @@ class ShortestJobFirst(KeyPolicy):
         length = self._length(unit)
         if length is None:
             return "its step time is yet to be measured"
-        return f"its length is {length:.12g} {self.length}; the smallest goes first"
+        shown = time_text(length) if self.length == "seconds" else f"{length:.0f} {self.length}"
+        return f"its length is {shown}; the smallest goes first"
 
     def _length(self, unit: JobView) -> float | None:
         if self.length == "seconds":

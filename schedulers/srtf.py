@@ -6,6 +6,7 @@ from math import inf
 
 from schedulers.base import JobView
 from schedulers.measured import MeasuredPolicy
+from schedulers.quanta import time_text
 
 
 class ShortestRemainingTimeFirst(MeasuredPolicy):
@@ -26,6 +27,6 @@ class ShortestRemainingTimeFirst(MeasuredPolicy):
     def explain(self, unit: JobView, now: float) -> str:
         """Return what is left of the unit."""
         left = unit.remaining_seconds
-        return (
-            "its step time is yet to be measured" if left is None else f"{left:.6g} s are left of it; the shortest goes first"
-        )
+        if left is None:
+            return "its step time is yet to be measured"
+        return f"{time_text(left)} are left of it; the shortest goes first"

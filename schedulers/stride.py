@@ -20,7 +20,7 @@ from schedulers.base import (
 from schedulers.keyed import KeyPolicy
 from schedulers.memory import Sequences
 from schedulers.passes import Passes
-from schedulers.quanta import DEFAULT_QUANTUM, parse_seconds
+from schedulers.quanta import DEFAULT_QUANTUM, parse_seconds, time_text
 
 
 class Stride(KeyPolicy):
@@ -53,7 +53,8 @@ class Stride(KeyPolicy):
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return the unit's pass and weight."""
-        return f"its pass is {self._passes.of(unit.id):.6g} s at weight {unit.weight:g}; the least pass goes first"
+        had = time_text(self._passes.of(unit.id))
+        return f"it counts as having had {had} of a slot at weight {unit.weight:g}; the least goes first"
 
     def on_event(self, event: Event) -> None:
         """Charge a unit for its turns; let it come and go."""

@@ -11,6 +11,7 @@ from unified.errors import Problem
 from unified.events import DeadlineAtRisk, Event
 from unified.job_state import ENDED, JobState
 from unified.ledger import JobRecord, Ledger
+from unified.quantities import seconds_text
 
 
 def deadline_problems(
@@ -21,10 +22,12 @@ def deadline_problems(
     views = [record.view() for record in accepted if record.state not in ENDED]
     problems: list[Problem] = []
     for record in new:
-        refusal = decider.refusal(record.view(), views, slots)
+        view = record.view()
+        refusal = decider.refusal(view, views, slots)
         if refusal is None:
-            views.append(record.view())
+            views.append(view)
         else:
+            age = seconds_text(view.age_seconds(decider.clock()))
             problems.append(
                 Problem(
                     code="E-DEADLINE",
@@ -32,7 +35,7 @@ def deadline_problems(
                     field="deadline_seconds",
                     expected=f"what scheduler {decider.name} can keep",
                     given=refusal,
-                    remedy='give it more time, or say "deadline_kind": "soft"',
+                    remedy=f'give it more time, counted from its submission ({age} ago), or say "deadline_kind": "soft"',
                 )
             )
     return problems

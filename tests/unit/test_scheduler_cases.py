@@ -104,9 +104,14 @@ def test_edf_refuses_what_would_be_late_and_says_what_would_not(left, deadline, 
     assert refusal is None if said is None else refusal.endswith(said)
 
 
+def test_edf_names_other_jobs_to_their_own_user_only():
+    other = unit("new", 0, 2, deadline=3, user_shares=(("ben", 1.0),))
+    assert "that would make another user's job late" in create("edf").refusal(0.0, other, [HELD], ONE_SLOT)
+
+
 def test_edf_wants_to_know_the_length_first():
     refusal = create("edf").refusal(0.0, unit("new", 0, 3, deadline=9, step_seconds=None), [], ONE_SLOT)
-    assert refusal == "new has a deadline, but its length is not known: its step time must be measured first"
+    assert refusal == "a deadline, but its length is not known: its step time must be measured first"
 
 
 def test_a_soft_deadline_is_never_refused():
@@ -145,23 +150,32 @@ def test_a_long_turn_does_not_promote_who_has_it():
     [
         ("fcfs", "it came 10 s ago"),
         ("srtf", "7 s are left of it"),
-        ("hrrn", "7 s left / (10 s of age + length) = 0.3684"),
+        ("hrrn", "7 s left / (10 s of age + length) = 0.368"),
         ("las", "it has had 2 s of a slot"),
-        ("2dlas:thresholds=1s/1h", "it is in queue 1, having had 2 s (limits 1/3600 s)"),
+        ("2dlas:thresholds=1s/1h", "it is in queue 1, having had 2 s (limits 1 s/1 h 0 min)"),
         ("2dlas:promote=4", "it is back in queue 0, for it has waited 10 s"),
-        ("stride", "its pass is 0 s at weight 3"),
+        ("stride", "it counts as having had 0 s of a slot at weight 3"),
         ("drr:quantum=1s", "its next turn is in round 1, of 3 s"),
         ("edf", "its deadline is in 20 s, 7 s are left of it"),
         ("priority", "its priority is 4"),
-        ("sjf:length=seconds", "its length is 9 seconds"),
+        ("sjf:length=seconds", "its length is 9 s"),
         ("aging(srtf)", "7 s are left of it; the shortest goes first; its age of 10 s counts for 1 less"),
         ("aging(srtf,max_wait=8s)", "it has waited 10 s, 8 s or longer, and so comes before all others"),
-        ("fair(srtf)", "the pass of its owner 'u' is 0 s, the least goes first; 7 s are left of it"),
+        ("fair(srtf)", "its owner 'u' counts as having had 0 s of the slots, the least goes first; 7 s are left of it"),
     ],
 )
 def test_an_explanation_names_what_decides(spelling, said):
     view = unit("a", 0, 9, steps_done=2, attained_seconds=2.0, weight=3.0, deadline=30, priority=4, user_shares=(("u", 1.0),))
     assert said in create(spelling).explain(view, 10.0)
+
+
+def test_an_explanation_of_a_stack_tells_its_owners_nothing_of_each_other():
+    stack = unit("a", 0, 9, user_shares=(("ann", 0.5), ("ben", 0.5)))
+    assert create("fair(srtf)").explain(stack, 10.0).startswith("its owners count as having had 0 s of the slots")
+
+
+def test_a_deadline_that_has_passed_is_said_to_have_passed():
+    assert create("edf").explain(unit("late", 0, 9, deadline=30), 60.0).startswith("its deadline was 30 s ago")
 
 
 @pytest.mark.parametrize("spelling", ["srtf", "hrrn", "edf", "sjf:length=seconds"])
