@@ -36,7 +36,6 @@ def add_simulate(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--golden", action="store_true", help="in place of a trace: the paper's case, checked to the second")
     parser.add_argument(
         "--compare",
-        default="fcfs,default",
         metavar="NAME,NAME",
         help="schedulers; the first is what the others are measured against (default fcfs,default)",
     )
@@ -126,20 +125,33 @@ def _play(options: argparse.Namespace) -> int:
     return play_trace(
         options.trace,
         selection,
-        compare=options.compare,
+        compare=_compared(options),
         quantum=options.quantum,
         seconds=options.engine_seconds,
         as_json=options.json,
     )
 
 
-def _simulate(options: argparse.Namespace) -> int:
+def _compared(options: argparse.Namespace) -> str:
+    return "fcfs,default" if options.compare is None else options.compare
+
+
+def _check(options: argparse.Namespace) -> None:
     if (options.trace is None) == (not options.golden):
         options.parser.error("expected a TRACE, or --golden")
     if options.min_seconds > options.max_seconds:
         options.parser.error("--min-seconds is greater than --max-seconds")
     if options.engine and options.golden:
         options.parser.error("--engine needs a TRACE")
+    is_folder = options.trace is not None and options.trace.is_dir()
+    if is_folder and (options.engine or options.compare is not None):
+        options.parser.error("a folder is replayed as it ran: --engine and --compare are for a TRACE that is a file")
+    if options.plot is not None and (is_folder or options.engine or options.golden):
+        options.parser.error("--plot is for a TRACE that is a file, without --engine")
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    _check(options)
     if options.trace is not None and options.trace.is_dir():
         from unified.replay_command import replay_folder
 
@@ -153,7 +165,7 @@ def _simulate(options: argparse.Namespace) -> int:
     return simulate_trace(
         SimulateOptions(
             trace=options.trace,
-            compare=options.compare,
+            compare=_compared(options),
             jobs=options.jobs,
             load=options.load,
             min_seconds=options.min_seconds,

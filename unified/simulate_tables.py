@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from statistics import stdev
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -65,7 +65,7 @@ def admission_lines(comparison: Comparison) -> list[RenderableType]:
     return [
         Text(
             f"{row.policy}: accepted {row.metrics.accepted:.0f}, refused {row.metrics.refused:.0f}, "
-            f"late among accepted {row.metrics.late:.0f}"
+            f"late among accepted {row.metrics.late:.0f}" + ("; its figures are of these alone" if row.metrics.refused else "")
         )
         for row in comparison.rows
         if comparison.setup.selection.deadline_factor is not None
@@ -103,17 +103,18 @@ def _users_table(comparison: Comparison) -> RenderableType:
         jobs.setdefault(job.user, []).append(job.seconds)
     users = sorted(jobs, key=lambda user: (-sum(jobs[user]), user))[:_MOST_USERS]
     which = f"; the {_MOST_USERS} of {len(jobs)} with the most slot time" if len(jobs) > len(users) else ""
-    table = _table(f"rho of users (above 1: slots of their own had been better){which}", ["jobs", "slot seconds"], first="user")
+    table = _table(None, ["jobs", "slot seconds"], first="user")
     for row in comparison.rows:
         table.add_column(row.policy, justify="right", overflow="fold", max_width=_RHO_WIDTH)
     for user in users:
         rhos = [row.fairness.rho.get(user) if row.fairness else None for row in comparison.rows]
         cells = [MISSING if rho is None else f"{rho:.2f}" for rho in rhos]
         _add(table, user, [f"{len(jobs[user]):,}"], [f"{sum(jobs[user]):,.0f}"], *([cell] for cell in cells))
-    return table
+    title = f"rho of users (above 1: worse off than with slots of their own){which}"
+    return Group(Text(title, style="bold"), table)
 
 
-def _table(title: str, columns: Sequence[str], first: str = "policy") -> Table:
+def _table(title: str | None, columns: Sequence[str], first: str = "policy") -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0), title_style="bold")
     table.add_column(first, max_width=_POLICY_WIDTH, overflow="fold")
     for column in columns:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -110,7 +111,7 @@ def plan_tables(plan: RunPlan, width: int) -> RenderableType:
     ]
     parts.append(Text(f"  why: {plan.reason}"))
     if any(job.why for job in plan.jobs):
-        parts += [Text("why in this order"), *(Text(f"  {job.order} {job.name}: {job.why}") for job in plan.jobs)]
+        parts += [Text("why in this order"), _reasons_table(plan)]
     if plan.predicted_seconds is not None:
         parts.append(Text(f"  all done after about {seconds_text(plan.predicted_seconds)}"))
     if plan.stacks:
@@ -132,6 +133,16 @@ def _plan_table(plan: RunPlan, width: int) -> Table:
     for line in lines:
         table.add_row(*(line[title] for title in titles))
     return table
+
+
+def _reasons_table(plan: RunPlan) -> RenderableType:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(max_width=_MOST_OF_A_NAME, overflow="fold")
+    table.add_column(overflow="fold")
+    for job in plan.jobs:
+        table.add_row(*map(Text, (str(job.order), job.name, job.why)))
+    return Padding(table, (0, 0, 0, 2))
 
 
 def submission_table(submission: Submission, step_seconds: float | None = None) -> RenderableType:

@@ -69,6 +69,7 @@ def explain(row: JobRow, store: JobStore, status: dict[str, Any] | None, *, now:
         lines.append(f"It stays so until it is resumed: unified resume {row.id}")
     if row.state in {JobState.QUEUED, JobState.RETRY_WAIT}:
         lines += _of_waiting(row, store, status)
+    lines += _of_deadline(row, status, now)
     lines += _of_itself(row, store, status)
     return lines
 
@@ -80,6 +81,20 @@ def _of_the_end(row: JobRow) -> Iterator[str]:
         yield f"It does not go on by itself; to try it again: unified requeue {row.id}"
 
 
+def _of_deadline(row: JobRow, status: dict[str, Any] | None, now: float) -> Iterator[str]:
+    if row.deadline_seconds is None:
+        return
+    left = row.submit_time + row.deadline_seconds - now
+    when = f"is in {seconds_text(left)}" if left >= 0 else f"was {seconds_text(-left)} ago"
+    unseen = "" if _looks_at("deadline", status) else f"; scheduler {(status or {}).get('scheduler')} does not look at it"
+    yield f"Its deadline {when}{unseen}."
+
+
+def _looks_at(field: str, status: dict[str, Any] | None) -> bool:
+    """Return whether the scheduler decides by a field, as far as is known."""
+    return field in (status or {}).get("decides_by", [field])
+
+
 def _of_waiting(row: JobRow, store: JobStore, status: dict[str, Any] | None) -> Iterator[str]:
     if row.admission is None:
         yield "Its model and data are yet to be checked; it can be given a slot after that."
@@ -89,7 +104,7 @@ def _of_waiting(row: JobRow, store: JobStore, status: dict[str, Any] | None) -> 
         if row.id in waiting and scheduler.startswith("priority"):
             place = waiting.index(row.id)
             yield f"By priority ({row.priority}, lower runs earlier) and time, {plural(place, 'job')} would come before it."
-        elif row.priority and scheduler:
+        elif row.priority and not _looks_at("priority", status):
             yield f"Scheduler {scheduler} does not look at its priority of {row.priority}."
     if status is None:
         return

@@ -14,7 +14,7 @@ from unified.columns import fitting, natural, total
 from unified.job_state import JobState
 from unified.progress import shown_metrics
 from unified.quantities import MISSING, bytes_text, metrics_text, plural, seconds_text, times_text, value_text
-from unified.queue.records import CheckpointRow, JobRow, Transition
+from unified.queue.records import UNDER, CheckpointRow, JobRow, Transition
 from unified.service.http_models import job_model
 from unified.service.queue_output import safe
 
@@ -35,7 +35,7 @@ _TITLES = (
 )  # fmt: skip
 _LEFT = frozenset({"ID", "NAME", "USER", "STATE", "REASON"})
 _WIDEST = {"ID": 40, "NAME": 30, "USER": 20, "REASON": 60}  #: columns of text; 'show' has all of it
-_LEAST_REASON = 24
+_LEAST_REASON = 34
 _LEFT_OUT_FIRST = ("NAME", "MEM", "RUN", "WAIT", "SLOWDOWN", "ETA", "COMPLETE", "PRIO", "SLOT", "USER", "LOSS")
 
 
@@ -79,7 +79,7 @@ def _cells(row: JobRow, reason: str, now: float) -> dict[str, Text]:
         row.user or MISSING,
         str(row.priority),
         str(row.state),
-        reason or MISSING,
+        _short(reason) or MISSING,
         MISSING if row.slot is None else str(row.slot),
         f"{row.steps_done}/{total}",
         seconds_text(shown.eta_seconds),
@@ -93,6 +93,12 @@ def _cells(row: JobRow, reason: str, now: float) -> dict[str, Text]:
     cells = {title: cell(text) for title, text in zip(_TITLES, texts, strict=True)}
     cells["STATE"].stylize(STATE_STYLES.get(row.state, ""))
     return cells
+
+
+def _short(reason: str) -> str:
+    """Return a reason without the scheduler's name, which is the same for all."""
+    packer, under, scheduler = reason.partition(UNDER)
+    return f"{packer}; {scheduler.partition(': ')[2] or scheduler}" if under else reason
 
 
 def job_report(

@@ -180,6 +180,7 @@ class Supervisor:
                 "holder": holder,
                 "started": self.started,
                 "scheduler": config.scheduler,
+                "decides_by": sorted(scheduler.needs),
                 "device": ", ".join(devices),
                 "sandbox": config.sandbox,
             },
