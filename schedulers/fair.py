@@ -59,9 +59,9 @@ class FairShare(Wrapper):
     def explain(self, unit: JobView, now: float) -> str:
         """Return what the owner has had, and the inner policy's reason."""
         # a stack's owners are told of the scheduler's choice, and not of each other
-        owner = f"owner {unit.user_shares[0][0]!r} counts" if len(unit.user_shares) == 1 else "owners count"
+        owner = f"owner {unit.user_shares[0][0]!r}" if len(unit.user_shares) == 1 else "owners"
         had = time_text(self._pass_of(unit.user_shares))
-        return f"its {owner} as having had {had} of the slots, the least goes first; {self.inner.explain(unit, now)}"
+        return f"{had} of slot time count for its {owner}, the least goes first; {self.inner.explain(unit, now)}"
 
     def on_event(self, event: Event) -> None:
         """Charge owners for turns; let them come with their first unit and go with their last."""

@@ -64,7 +64,7 @@ def time_text(seconds: float) -> str:
     """Show a time in an explanation, as exactly as people want to know it.
 
     >>> time_text(7), time_text(0.78575), time_text(-185.2), time_text(9000), time_text(300000)
-    ('7 s', '0.786 s', '-3 min 5 s', '2 h 30 min', '3 d 11 h')
+    ('7 s', '0.786 s', '-3 min 05 s', '2 h 30 min', '3 d 11 h')
     """
     if abs(seconds) < 99.95:
         return f"{seconds:.3g} s"
@@ -72,10 +72,10 @@ def time_text(seconds: float) -> str:
         return f"{seconds} s"
     sign, whole = "-" if seconds < 0 else "", round(abs(seconds))
     if whole < 3600:
-        return f"{sign}{whole // 60} min {whole % 60} s"
+        return f"{sign}{whole // 60} min {whole % 60:02d} s"
     minutes = round(whole / 60)
     if minutes < 48 * 60:
-        return f"{sign}{minutes // 60} h {minutes % 60} min"
+        return f"{sign}{minutes // 60} h {minutes % 60:02d} min"
     hours = round(whole / 3600)
     return f"{sign}{hours // 24} d {hours % 24} h"
 

@@ -54,7 +54,7 @@ class Stride(KeyPolicy):
     def explain(self, unit: JobView, now: float) -> str:
         """Return the unit's pass and weight."""
         had = time_text(self._passes.of(unit.id))
-        return f"it counts as having had {had} of a slot at weight {unit.weight:g}; the least goes first"
+        return f"{had} of slot time count for it at weight {unit.weight:g}; the least goes first"
 
     def on_event(self, event: Event) -> None:
         """Charge a unit for its turns; let it come and go."""

@@ -162,6 +162,14 @@ def test_the_list_fits_its_screen_with_whole_ids_and_a_line_for_each_job(queue, 
     assert (title.split() == COLUMNS.split()) == (width == 180)
 
 
+def test_ls_spends_no_room_on_the_schedulers_name(queue, tmp_path):
+    row = queue.get(submitted(queue, tmp_path / "jobs"))
+    console = Console(width=180)
+    with console.capture() as captured:
+        console.print(jobs_table([row], {row.id: "slots: it is next; under srtf:quantum=1s: 7 s are left"}, 0.0, 180))
+    assert "  slots: it is next; 7 s are left  " in captured.get()
+
+
 def test_ls_selects_and_pages(call, queue, tmp_path):
     jobs = [submitted(queue, tmp_path / "jobs", f"job-{n}", user=("ann", "bob")[n % 2]) for n in range(4)]
     queue.cancel(jobs[0], by="ann")
@@ -272,6 +280,16 @@ def test_logs_follows_until_the_job_has_ended(call, queue, tmp_path):
     _, out, _ = call("logs", "-f", job, "--json")
     thread.join()
     assert [json.loads(line)["text"] for line in out.splitlines()] == ["first", "second", "last"]
+
+
+def test_explain_says_when_a_deadline_is_and_who_does_not_look_at_it(call, queue, tmp_path):
+    job = submitted(queue, tmp_path / "jobs", deadline_seconds=7200)
+    for decides_by, told in [([], "; scheduler fcfs does not look at it."), (["deadline"], ".")]:
+        queue.root.status.write_text(json.dumps({"time": time.time(), "scheduler": "fcfs", "decides_by": decides_by}))
+        with Supervisor(queue.root):
+            lines = call("explain", job)[1].splitlines()
+        [line] = [line for line in lines if line.startswith("Its deadline is in ")]
+        assert line.partition(" min")[2] == told
 
 
 # wait, top, Ctrl-C

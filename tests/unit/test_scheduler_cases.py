@@ -152,16 +152,16 @@ def test_a_long_turn_does_not_promote_who_has_it():
         ("srtf", "7 s are left of it"),
         ("hrrn", "7 s left / (10 s of age + length) = 0.368"),
         ("las", "it has had 2 s of a slot"),
-        ("2dlas:thresholds=1s/1h", "it is in queue 1, having had 2 s (limits 1 s/1 h 0 min)"),
+        ("2dlas:thresholds=1s/1h", "it is in queue 1, having had 2 s (limits 1 s/1 h 00 min)"),
         ("2dlas:promote=4", "it is back in queue 0, for it has waited 10 s"),
-        ("stride", "it counts as having had 0 s of a slot at weight 3"),
+        ("stride", "0 s of slot time count for it at weight 3"),
         ("drr:quantum=1s", "its next turn is in round 1, of 3 s"),
         ("edf", "its deadline is in 20 s, 7 s are left of it"),
         ("priority", "its priority is 4"),
         ("sjf:length=seconds", "its length is 9 s"),
         ("aging(srtf)", "7 s are left of it; the shortest goes first; its age of 10 s counts for 1 less"),
         ("aging(srtf,max_wait=8s)", "it has waited 10 s, 8 s or longer, and so comes before all others"),
-        ("fair(srtf)", "its owner 'u' counts as having had 0 s of the slots, the least goes first; 7 s are left of it"),
+        ("fair(srtf)", "0 s of slot time count for its owner 'u', the least goes first; 7 s are left of it"),
     ],
 )
 def test_an_explanation_names_what_decides(spelling, said):
@@ -171,7 +171,7 @@ def test_an_explanation_names_what_decides(spelling, said):
 
 def test_an_explanation_of_a_stack_tells_its_owners_nothing_of_each_other():
     stack = unit("a", 0, 9, user_shares=(("ann", 0.5), ("ben", 0.5)))
-    assert create("fair(srtf)").explain(stack, 10.0).startswith("its owners count as having had 0 s of the slots")
+    assert create("fair(srtf)").explain(stack, 10.0).startswith("0 s of slot time count for its owners, the least goes first")
 
 
 def test_a_deadline_that_has_passed_is_said_to_have_passed():

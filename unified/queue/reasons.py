@@ -69,7 +69,8 @@ def explain(row: JobRow, store: JobStore, status: dict[str, Any] | None, *, now:
         lines.append(f"It stays so until it is resumed: unified resume {row.id}")
     if row.state in {JobState.QUEUED, JobState.RETRY_WAIT}:
         lines += _of_waiting(row, store, status)
-    lines += _of_deadline(row, status, now)
+    if not (under and _looks_at("deadline", status)):  # else the scheduler has said it
+        lines += _of_deadline(row, status, now)
     lines += _of_itself(row, store, status)
     return lines
 

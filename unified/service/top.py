@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from unified.accounting import Spread
+from unified.columns import fitting, natural
 from unified.job_state import RESIDENT, JobState
 from unified.quantities import MISSING, bytes_text, plural, seconds_text, spread_text, times_text, value_text
 from unified.queue.records import JobRow
@@ -26,6 +27,8 @@ from unified.terminal import make_console
 
 _WAITING = (JobState.QUEUED, JobState.RETRY_WAIT, JobState.PAUSED)
 _SHOWN_WAITING = 15
+_SLOT_TITLES = ("SLOT", "DEVICE", "STATE", "MEM", "JOB", "USER", "STEP/TOTAL", "ETA", "LOSS", "JOB MEM")
+_SLOT_LEFT_OUT_FIRST = ("JOB MEM", "MEM", "DEVICE", "LOSS", "USER", "ETA", "STATE")
 _COUNTED_FINISHED = 200  #: the latest submitted
 _OLD_SECONDS = 10.0  #: a supervisor that said nothing for longer is worth a word
 
@@ -38,12 +41,13 @@ def top(queue: Queue, options: argparse.Namespace, out: Output) -> int:
         for row in queue.store.jobs(states=tuple(RESIDENT)):
             out.line(row.id)
     elif options.once or not sys.stdout.isatty():
-        out.table(view(snapshot(queue)))
+        out.table(view(snapshot(queue), out.width))
     else:
-        with Live(view(snapshot(queue)), console=make_console(), screen=True, auto_refresh=False) as live:
+        console = make_console()
+        with Live(view(snapshot(queue), console.width), console=console, screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(options.interval)
-                live.update(view(snapshot(queue)), refresh=True)
+                live.update(view(snapshot(queue), console.width), refresh=True)
     return EXIT_DONE
 
 
@@ -105,11 +109,11 @@ def _supervisor(said: Mapping[str, Any], now: float) -> dict[str, Any] | None:
     }
 
 
-def view(content: Mapping[str, Any]) -> RenderableType:
-    """Return what :func:`snapshot` says, for people."""
+def view(content: Mapping[str, Any], width: int) -> RenderableType:
+    """Return what :func:`snapshot` says, for people, in ``width`` columns of a screen."""
     parts: list[RenderableType] = [_headline(content)]
     if content["slots"]:
-        parts += [Text(), _slots_table(content["slots"])]
+        parts += [Text(), _slots_table(content["slots"], width)]
     if content["members_elsewhere"]:
         jobs = ", ".join(job["id"] for job in content["members_elsewhere"])
         parts += [Text(), cell(f"on slots of a supervisor that is gone: {jobs}")]
@@ -153,16 +157,23 @@ def _headline(content: Mapping[str, Any]) -> RenderableType:
     return Group(*lines)
 
 
-def _slots_table(slots: Sequence[Mapping[str, Any]]) -> RenderableType:
+def _slots_table(slots: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+    lines = [dict(zip(_SLOT_TITLES, map(cell, texts), strict=True)) for texts in _slot_lines(slots)]
+    titles = fitting(natural(_SLOT_TITLES, lines), width, _SLOT_LEFT_OUT_FIRST)
     table = plain_table()
-    for title in ("SLOT", "DEVICE", "STATE", "MEM", "JOB", "USER", "STEP/TOTAL", "ETA", "LOSS", "JOB MEM"):
+    for title in titles:
         table.add_column(title, overflow="fold")
+    for line in lines:
+        table.add_row(*(line[title] for title in titles))
+    return table
+
+
+def _slot_lines(slots: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     for slot in slots:
         about = [str(slot.get("index")), str(slot.get("device")), str(slot.get("state")), bytes_text(slot.get("memory_bytes"))]
         rows = [_member(job, is_training=job["id"] == slot.get("running")) for job in slot["members"]] or [[MISSING] * 6]
         for number, texts in enumerate(rows):
-            table.add_row(*map(cell, [*(about if number == 0 else [""] * 4), *texts]))
-    return table
+            yield [*(about if number == 0 else [""] * 4), *texts]
 
 
 def _member(job: Mapping[str, Any], *, is_training: bool) -> list[str]:
