@@ -40,9 +40,8 @@ class EarliestDeadlineFirst(MeasuredPolicy):
         kind = "soft deadline" if unit.is_deadline_soft else "deadline"
         left = unit.remaining_seconds
         length = "its step time is yet to be measured" if left is None else f"{time_text(left)} are left of it"
-        ahead = unit.deadline - now
-        when = f"is in {time_text(ahead)}" if ahead >= 0 else f"was {time_text(-ahead)} ago"
-        return f"its {kind} {when}, {length}; the earliest goes first"
+        verb = "is" if unit.deadline >= now else "was"
+        return f"its {kind} {verb} {_when(unit.deadline - now)}, {length}; the earliest goes first"
 
     def refusal(self, now: float, unit: JobView, accepted: Sequence[JobView], slots: Sequence[SlotView]) -> str | None:
         """Run the policy forward with the unit added; say why not and what deadline would be met, or None if all is well.
@@ -68,9 +67,13 @@ class EarliestDeadlineFirst(MeasuredPolicy):
         why = f"would make {_named(unit, late[0])} late" if late else f"would be met only in {time_text(done[unit.id] - now)}"
         seconds = ceil(100 * (earliest - now) - 1e-6) / 100  # rounded up: it is to be met when it is asked for
         return (
-            f"a deadline in {time_text(unit.deadline - now)} that {why}; "
+            f"a deadline {_when(unit.deadline - now)} that {why}; "
             f"the earliest deadline that would be met is in {seconds:.12g} s"
         )
+
+
+def _when(seconds: float) -> str:
+    return f"in {time_text(seconds)}" if seconds >= 0 else f"{time_text(-seconds)} ago"
 
 
 def _named(told: JobView, other: JobView) -> str:

@@ -24,8 +24,11 @@ def check_supplied(scheduler: base.Scheduler, name: str) -> None:
     """Check that a scheduler decides by what the engine knows of units.
 
     Raises:
-        SchedulerConfigError: If it does not, or does not say what it decides by.
+        SchedulerConfigError: If it does not, or does not say what it decides by, or is a class and no scheduler yet.
     """
+    if isinstance(scheduler, type):
+        wanted = f"{scheduler.__name__}()"
+        raise base.SchedulerConfigError(f"scheduler: expected a spelling or a scheduler, got a class; write {wanted}")
     needs = getattr(scheduler, "needs", None)  # a plug-in may lack it
     if not isinstance(needs, frozenset):
         raise base.SchedulerConfigError(

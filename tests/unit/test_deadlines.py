@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -120,6 +120,11 @@ def test_a_scheduler_that_decides_by_what_is_not_known_is_refused(needs: Any, me
     needy.needs = needs
     with pytest.raises(base.SchedulerConfigError, match=message):
         check_supplied(needy, "odd")
+
+
+def test_a_class_in_place_of_a_scheduler_is_refused() -> None:
+    with pytest.raises(base.SchedulerConfigError, match=r"got a class; write Odd\(\)"):
+        check_supplied(cast("base.Scheduler", Odd), "type")
 
 
 @pytest.mark.parametrize("name", registry.BUILT_INS)
