@@ -140,8 +140,8 @@ class JobView:
 
         By measured steps it is exact. A mere estimate of the whole may turn out too low; the longer a unit has gone on, the
         longer it should be expected to go on, so at least ``OVERRUN`` times what it has had is left of it. (With a constant
-        floor, a tenth of the estimate, one that overruns would count as short for as long as it lasts; docs/scheduling.md
-        has the difference in numbers.)
+        floor, a tenth of the estimate, one that overruns would count as short for as long as it lasts; docs/benchmarks.md has
+        the difference in numbers.)
         """
         if self.step_seconds is not None:
             return max(0, self.steps_total - self.steps_done) * self.step_seconds

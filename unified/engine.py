@@ -196,6 +196,7 @@ class Engine:
         self._check_open()
         if self._conductor.is_active:
             raise UnifiedError("this engine is running already; finish that iterator, or close() it, first")
+        self._books.telling.forget_all_but([record.name for record in self._ledger.all()])
         plan = self._make_plan()
         self._folder.save_plan({record.name: record.num_threads for record in self._ledger.all()} | plan.threads_by_job)
         self._conductor.adopt(plan)

@@ -15,6 +15,7 @@ from schedulers.quanta import parse_time
 from schedulers.registry import create
 from schedulers.simulation.experiment import Comparison, Progress, Setup, compare
 from schedulers.simulation.golden import GOLDEN, golden_jobs
+from schedulers.simulation.pairs import read_pairs
 from schedulers.simulation.simulator import Host, simulate
 from schedulers.simulation.traces import Selection, read_trace
 from schedulers.spelling import split
@@ -42,6 +43,7 @@ class SimulateOptions:
     slots: int
     quantum: str
     corun: float
+    corun_table: Path | None
     placement: Literal["global", "resident"]
     switch_seconds: float
     checkpoint_seconds: float
@@ -106,7 +108,7 @@ def comparison_json(comparison: Comparison, version: str) -> dict:
         "quantum_seconds": comparison.quantum,
         "seeds": setup.seeds,
         "selection": asdict(setup.selection),
-        "host": asdict(setup.host),
+        "host": asdict(setup.host) | {"pairs": {" + ".join(sorted(pair)): speed for pair, speed in setup.host.pairs.items()}},
         "policies": [
             {
                 "policy": row.policy,
@@ -140,6 +142,7 @@ def _setup(options: SimulateOptions) -> Setup:
         host=Host(
             slots=options.slots,
             corun=options.corun,
+            pairs={} if options.corun_table is None else read_pairs(options.corun_table),
             placement=options.placement,
             switch_seconds=options.switch_seconds,
             checkpoint_seconds=options.checkpoint_seconds,

@@ -80,6 +80,9 @@ def _add_host(parser: argparse.ArgumentParser) -> None:
         "--corun", type=types.corun, default=1.0, metavar="S", help="speed of two units on a slot; 1 (default): never two"
     )
     parser.add_argument(
+        "--corun-table", type=Path, metavar="FILE", help="speeds of pairs of models: a CSV file with one,other,speed"
+    )
+    parser.add_argument(
         "--placement",
         choices=("global", "resident"),
         default="global",
@@ -178,6 +181,7 @@ def _simulate(options: argparse.Namespace) -> int:
             slots=options.slots,
             quantum=options.quantum,
             corun=options.corun,
+            corun_table=options.corun_table,
             placement=options.placement,
             switch_seconds=options.switch_seconds,
             checkpoint_seconds=options.checkpoint_seconds,

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from schedulers.simulation.experiment import Comparison, Row
 from schedulers.simulation.metrics import Metrics
-from unified.quantities import MISSING
+from unified.quantities import MISSING, plural
 
 _MOST_USERS = 10
 _POLICY_WIDTH = 24  #: columns; longer spellings are folded
@@ -30,10 +30,11 @@ def head_line(comparison: Comparison) -> RenderableType:
     costs = "" if not host.switch_seconds + host.checkpoint_seconds else (
         f", switch {host.switch_seconds:g} s, checkpoint {host.checkpoint_seconds:g} s"
     )  # fmt: skip
+    pairs = f" but for {plural(len(host.pairs), 'pair')}" if host.pairs else ""
     return Text(
         f"{setup.trace.name}: {comparison.num_jobs} jobs of {comparison.mean_seconds:,.0f} s (median "
         f"{comparison.median_seconds:,.0f} s)\n{host.slots} slots, load {setup.selection.load:g}, sigma "
-        f"{setup.selection.sigma:g}, {seeds}, corun {host.corun:g}, quantum {comparison.quantum:,.0f} s, "
+        f"{setup.selection.sigma:g}, {seeds}, corun {host.corun:g}{pairs}, quantum {comparison.quantum:,.0f} s, "
         f"placement {host.placement}{costs}"
     )
 

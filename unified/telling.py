@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 from schedulers import base
 from unified.ledger import JobRecord
-
-#: The first number of a process's events is the time in these: more than there are events, so that they rise over restarts.
-_TICKS_PER_SECOND = 1_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +27,8 @@ class Telling:
     scheduler: base.Scheduler
     name: str
     _known: set[str] = field(default_factory=set)
-    _numbers: Iterator[int] = field(default_factory=lambda: count(int(time.time()) * _TICKS_PER_SECOND))
+    #: from the time in microseconds on: fewer events than these go by, so the numbers rise over restarts
+    _numbers: Iterator[int] = field(default_factory=lambda: count(time.time_ns() // 1000))
 
     def note(self, kind: type[base.Event], record: JobRecord, **details: float) -> None:
         """Tell of an event that happened to a job of the ledger; see :meth:`tell`."""
@@ -75,3 +73,11 @@ class Telling:
             )
             return
         self._known |= known
+
+    def forget_all_but(self, living: Collection[str]) -> None:
+        """Tell that jobs are gone which ended, or were taken away, while nobody could tell: before a restart.
+
+        A policy that shares slots out would go on to reckon with them.
+        """
+        for name in sorted(self._known.difference(living)):
+            self.tell(base.Cancelled, base.JobView(id=name, submit_time=0.0))

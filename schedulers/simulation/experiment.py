@@ -119,8 +119,8 @@ def compare(spellings: Sequence[str], setup: Setup, progress: Progress = lambda 
         supplied = ALWAYS_SUPPLIED | setup.trace.supplied(setup.selection)
         check_needs(spelling, _create(spelling, quantum).needs, supplied, f"trace {setup.trace.name!r}")
     planned = [(spelling, spelling, setup.host) for spelling in spellings]
-    if setup.host.corun > 1:
-        planned.insert(0, (f"{spellings[0]} alone", spellings[0], replace(setup.host, corun=1.0)))
+    if setup.host.corun_limit > 1:
+        planned.insert(0, (f"{spellings[0]} alone", spellings[0], setup.host.alone))
     rows: list[Row] = []
     for label, spelling, host in planned:
         rows.append(_row(label, spelling, replace(setup, host=host, quantum=quantum), progress, rows[0] if rows else None))

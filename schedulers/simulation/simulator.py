@@ -7,8 +7,8 @@ next end of a quantum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
 
@@ -26,6 +26,7 @@ class Host:
     Attributes:
         slots: How many slots it has.
         corun: The speed of two units on one slot together, against one alone; at 1 units do not share slots.
+        pairs: The same for pairs of jobs of these kinds, where it is known.
         placement: ``"resident"`` binds a unit to the slot of its first turn; with ``"global"`` it may go on anywhere.
         switch_seconds: What it costs a unit to begin a turn, unless it has just ended one there.
         checkpoint_seconds: What it costs, besides, to begin where another has stopped before its end.
@@ -33,6 +34,7 @@ class Host:
 
     slots: int = 1
     corun: float = 1.0
+    pairs: Mapping[frozenset[str], float] = field(default_factory=dict)
     placement: Literal["global", "resident"] = "global"
     switch_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
@@ -50,11 +52,16 @@ class Host:
     @property
     def corun_limit(self) -> int:
         """How many units may share a slot."""
-        return 2 if self.corun > 1 else 1
+        return 2 if self.corun > 1 or self.pairs else 1
 
-    def rate(self, num_units: int) -> float:
-        """Return the speed of each of so many units on one slot."""
-        return self.corun / 2 if num_units == 2 else 1.0
+    @property
+    def alone(self) -> Host:
+        """The same host, where units do not share slots."""
+        return replace(self, corun=1.0, pairs={})
+
+    def rate(self, kinds: Sequence[str]) -> float:
+        """Return the speed of each of the units of these kinds on one slot."""
+        return self.pairs.get(frozenset(kinds), self.corun) / 2 if len(kinds) == 2 else 1.0
 
 
 def simulate(
@@ -236,7 +243,7 @@ class _Simulation:
         self.just_stopped.append(unit)
 
     def _share(self, slot: int) -> None:
-        rate = self.host.rate(len(self.running[slot]))
+        rate = self.host.rate([unit.job.kind for unit in self.running[slot]])
         for unit in self.running[slot]:
             unit.set_rate(self.now, rate)
 

@@ -1,7 +1,8 @@
 """Public traces of clusters as workloads: CSV files with a header, a line per job.
 
 ``job_id``, ``submit_s`` and ``duration_s`` must be there; the columns ``num_gpus``, ``user``, ``priority``, ``weight``,
-``iterations``, ``num_epochs`` and ``num_parameters`` are used if they are. A column that is empty throughout counts as missing.
+``iterations``, ``num_epochs``, ``num_parameters`` and ``model`` are used if they are. A column that is empty throughout counts
+as missing.
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ class Trace:
             num_epochs=self._count(row, "num_epochs", 1, least=1),
             steps_total=self._count(row, "iterations", 0, least=1) or None,
             num_parameters=self._count(row, "num_parameters", 0, least=0),
+            kind=row.values.get("model", ""),
             estimate_seconds=row.duration * exp(random.gauss(0, selection.sigma)) if selection.sigma > 0 else None,
         )
 

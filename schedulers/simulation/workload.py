@@ -22,6 +22,7 @@ class SimJob:
         num_epochs: The epochs, of equal length, that its time consists of.
         steps_total: The steps, of equal length, that its time consists of; None: so many that they do not matter.
         num_parameters: Size of its model.
+        kind: What it is, such as the name of its model, for how fast it is beside another.
         estimate_seconds: What policies are told of ``seconds``, and nothing better; None: they know the time of its steps.
     """
 
@@ -36,6 +37,7 @@ class SimJob:
     num_epochs: int = 1
     steps_total: int | None = None
     num_parameters: int = 0
+    kind: str = ""
     estimate_seconds: float | None = None
 
     def __post_init__(self) -> None:

@@ -55,9 +55,9 @@ def test_everybody_is_told_why_they_wait(tmp_path: Path) -> None:
         long = service.submit("long", steps=500_000, step_seconds=0.01)
         service.begin()
         service.until_step(long, 20)
-        short = service.submit("short", steps=100_000, step_seconds=0.01)
-        last = service.submit("last", steps=600_000, step_seconds=0.01)
-        alone = service.submit("alone", steps=900_000, step_seconds=0.01, job={"exclusive": True})
+        short = service.submit("short", steps=50_000, step_seconds=0.01)
+        last = service.submit("last", steps=5_000_000, step_seconds=0.01)
+        alone = service.submit("alone", steps=50_000_000, step_seconds=0.01, job={"exclusive": True})
         reasons = {
             short: "trains",
             long: "parked on slot 0; under srtf:quantum=200ms: ",

@@ -60,6 +60,7 @@ def test_json_holds_every_figure_and_what_it_was_made_under(trace: Path, capsys:
     assert found["host"] == {
         "slots": 4,
         "corun": 1.3,
+        "pairs": {},
         "placement": "resident",
         "switch_seconds": 1.0,
         "checkpoint_seconds": 0.0,
@@ -68,6 +69,21 @@ def test_json_holds_every_figure_and_what_it_was_made_under(trace: Path, capsys:
     assert base["gain"] == 1
     assert hrrn["gain"] == pytest.approx(base["metrics"]["mean_jct"] / hrrn["metrics"]["mean_jct"])
     assert set(hrrn["rho"]) == {"a", "b", "c"}
+
+
+def test_pairs_of_models_have_speeds_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace, pairs = tmp_path / "pair.csv", tmp_path / "pairs.csv"
+    trace.write_text("job_id,submit_s,duration_s,model\n0,0,90,bert\n1,0,90,vgg16\n")
+    pairs.write_text("one,other,speed\nbert,vgg16,1.5\nbert,bert,1.1\n")
+    code, out, _ = simulated(capsys, trace, "--slots", 1, "--sigma", 0, "--corun-table", pairs, "--compare", "fcfs", "--json")
+    alone, together = json.loads(out)["policies"]
+    assert code == 0
+    assert json.loads(out)["host"]["pairs"] == {"bert + vgg16": 1.5, "bert": 1.1}
+    assert (alone["metrics"]["mean_jct"], together["metrics"]["mean_jct"]) == (135, 120)  # 180 s of work at 1.5 times the speed
+    pairs.write_text("one,other,speed\nbert,vgg16,2.5\n")
+    code, _, err = simulated(capsys, trace, "--corun-table", pairs)
+    assert code == 1
+    assert "pairs.csv, line 2, column 'speed': expected a number from 1 to 2, got '2.5'" in err
 
 
 def test_deadlines_are_kept_by_who_admits_no_more_than_fits(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +114,8 @@ def test_plots_are_written_beside_the_tables(trace: Path, tmp_path: Path, capsys
         (["TRACE", "--compare", "fcfs,priority"], "'priority' decides by priority, which trace 'sixty' lacks"),
         (["TRACE", "--quantum", "soon"], "'--quantum': expected a time"),
         (["TRACE", "--quantum", "0s"], "a quantum lasts a positive number of seconds, got 0.0"),
+        (["TRACE", "--corun-table", "missing.csv"], "pairs missing.csv: No such file or directory"),
+        (["TRACE", "--corun-table", "TRACE"], "expected a CSV file with the columns one, other, speed"),
         (["TRACE", "--users-column", "owner"], "no column 'owner' with values"),
         (["TRACE", "--min-seconds", "86000"], "none of its 60 one-GPU jobs lasts 86000 to 86400 s"),
     ],

@@ -64,6 +64,23 @@ def test_a_job_that_comes_back_is_resumed_also_after_a_restart_and_numbers_rise(
     assert numbers == sorted(set(numbers))
 
 
+def test_who_ended_while_nobody_could_tell_is_not_reckoned_with_after_a_restart() -> None:
+    """Else a newcomer would start where the ghost stands, and have the slot for itself until it had caught up."""
+    before = Telling(scheduler=registry.create("stride"), name="stride")
+    ghost, other = make_record("ghost"), make_record("other")
+    for record in (ghost, other):
+        before.note(base.Submitted, record)
+    before.note(base.TurnDone, other, steps=1, seconds=100.0)
+    after = Telling(scheduler=registry.create("stride"), name="stride")
+    after.take_over(json.loads(json.dumps(before.memory())))
+    after.forget_all_but(["other"])
+    after.note(base.Submitted, other)
+    newcomer = make_record("newcomer")
+    after.note(base.Submitted, newcomer)
+    assert after.scheduler.key(newcomer.view(), 0.0) == after.scheduler.key(other.view(), 0.0) == (100.0,)
+    assert (after.memory() or {})["known"] == ["newcomer", "other"]
+
+
 def test_a_plug_in_that_raises_is_told_on_and_nothing_is_kept_of_it(caplog: pytest.LogCaptureFixture) -> None:
     telling = Telling(scheduler=Ears(raises=True), name="ears")
     telling.note(base.Submitted, make_record("a"))

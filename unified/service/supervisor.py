@@ -23,7 +23,7 @@ from unified.deadlines import DeadlineWatch
 from unified.deciding import check_supplied
 from unified.device import parse_device
 from unified.errors import NurseryDiedError, WorkerDiedError
-from unified.job_state import RESIDENT
+from unified.job_state import ENDED, RESIDENT, JobState
 from unified.ledger import Ledger
 from unified.mailbox import Mailbox
 from unified.monitor import Monitor
@@ -207,6 +207,8 @@ class Supervisor:
         """Train until :meth:`drain` or :meth:`fence` is called; return what became of the jobs on slots."""
         self.conductor.adopt(self._plan())
         self.books.telling.take_over(self.store.load_policy(self.config.scheduler))
+        going_on = tuple(state for state in JobState if state not in ENDED)
+        self.books.telling.forget_all_but({row.id for row in self.store.jobs(states=going_on)})
         learnt = self.store.load_policy(_PACKER)
         if learnt is not None:
             self.conductor.placer.interference.load_state_dict(learnt, self.now())
