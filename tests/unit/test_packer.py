@@ -8,12 +8,14 @@ from math import inf
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unified.packer import Outlook, Placements, Rules, plan
 from unified.packing import Demand
 from unified.tenancy import Berth, Resident, Tenant, loads_of
+
+law = settings(deadline=None)  # a busy machine breaks no law
 
 USERS = ("ann", "bob")
 
@@ -245,6 +247,7 @@ def test_no_order_of_arrivals_takes_more_memory_than_there_is_or_mixes_trust_dom
     assert all(taken <= world.capacity for taken in pools.values())
 
 
+@law
 @given(worlds())
 def test_a_plan_is_a_fixed_point(world: World) -> None:
     found = world.plan()
@@ -258,6 +261,7 @@ def test_a_plan_is_a_fixed_point(world: World) -> None:
         assert slots_of(replace(world, residents=gone).plan())[name], "who was sent away made room"
 
 
+@law
 @given(worlds())
 def test_who_passes_the_head_does_not_move_its_reservation(world: World) -> None:
     found = world.plan()
@@ -275,6 +279,7 @@ def test_who_passes_the_head_does_not_move_its_reservation(world: World) -> None
                 assert not (kept.is_promoted and slot == kept.slot)
 
 
+@law
 @given(worlds())
 def test_no_unit_is_sent_away_that_comes_before_the_one_it_leaves_for(world: World) -> None:
     ranks = world.outlook.ranks
