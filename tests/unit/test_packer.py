@@ -234,6 +234,7 @@ def tenants_of(draw: st.DrawFn, name: str) -> Tenant:
     )
 
 
+@law
 @given(worlds(most_residents=10))
 def test_no_order_of_arrivals_takes_more_memory_than_there_is_or_mixes_trust_domains(world: World) -> None:
     loads = loads_of(world.slots, world.residents)
