@@ -112,7 +112,17 @@ def test_what_is_wrong_is_a_line(trace: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["trace.csv", "--golden"], ["t.csv", "--corun", "3"], ["t.csv", "--load", "0"], ["t.csv", "--min-seconds", "90000"]],
+    [
+        [],
+        ["trace.csv", "--golden"],
+        ["t.csv", "--corun", "3"],
+        ["t.csv", "--load", "0"],
+        ["t.csv", "--load", "1e-300"],
+        ["t.csv", "--sigma", "1e6"],
+        ["t.csv", "--switch-seconds", "1e308"],
+        ["t.csv", "--deadline-factor", "inf"],
+        ["t.csv", "--min-seconds", "90000"],
+    ],
 )
 def test_a_wrong_command_line_is_a_usage_error(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
