@@ -164,6 +164,12 @@ def test_an_explanation_names_what_decides(spelling, said):
     assert said in create(spelling).explain(view, 10.0)
 
 
+def test_an_estimate_of_nothing_that_was_overrun_on_arrival_is_ordered_too():
+    spent = unit("spent", 0, 1, step_seconds=None, estimate_seconds=0.0, attained_seconds=3.0)
+    [grant] = create("hrrn").select(0.0, [spent], ONE_SLOT)
+    assert grant.unit_id == "spent"
+
+
 @pytest.mark.parametrize("spelling", ["srtf", "hrrn", "edf", "sjf:length=seconds"])
 def test_who_is_yet_to_be_measured_comes_first_for_a_few_steps(spelling):
     unknown = unit("new", 5, 10**6, step_seconds=None, deadline=1)
