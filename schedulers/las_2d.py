@@ -105,7 +105,7 @@ class DiscretisedLeastAttainedService(PreemptiveKeyPolicy):
     def load_state_dict(self, state: dict[str, JSON]) -> None:
         """Take over what ``state_dict`` returned."""
         attained = numbers_in(state["attained"])
-        self._finished = list(numbers_in(dict(enumerate(state["finished"]))).values())
+        self._finished = list(numbers_in({str(place): had for place, had in enumerate(state["finished"])}).values())
         self._attained = attained
         self._sequences.load_state_dict(state["sequences"])
         self._learn()
