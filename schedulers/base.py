@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 JSON: TypeAlias = Any
 
 OVERRUN = 0.3  #: what a unit is expected to need still, by what it has had, once that nears or passes its estimate
+MOST_OF_A_QUANTUM = 1e15  #: steps, epochs or seconds: no unit has as many, and with more the sums of policies overflow
 
 
 class SchedulerConfigError(ValueError):
@@ -27,7 +28,7 @@ class Steps:
     count: int
 
     def __post_init__(self) -> None:
-        _check_positive(self.count, "steps")
+        _check_count(self.count, "steps", int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Epochs:
     count: int
 
     def __post_init__(self) -> None:
-        _check_positive(self.count, "epochs")
+        _check_count(self.count, "epochs", int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Seconds:
     count: float
 
     def __post_init__(self) -> None:
-        _check_positive(self.count, "seconds")
+        _check_count(self.count, "seconds", (int, float))
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +359,7 @@ class Stateful(Protocol):
         ...
 
 
-def _check_positive(count: float, unit: str) -> None:
-    if not 0 < count < float("inf"):
-        raise SchedulerConfigError(f"a quantum lasts a positive number of {unit}, got {count!r}")
+def _check_count(count: float, unit: str, kind: type | tuple[type, ...]) -> None:
+    if not (isinstance(count, kind) and 0 < count <= MOST_OF_A_QUANTUM):
+        shown = f"{count!r:.40}"
+        raise SchedulerConfigError(f"a quantum lasts a positive number of {unit}, got {shown} (at most {MOST_OF_A_QUANTUM:g})")

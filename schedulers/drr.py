@@ -6,6 +6,7 @@ from math import ceil, floor, isfinite
 
 from schedulers.base import (
     JSON,
+    MOST_OF_A_QUANTUM,
     Cancelled,
     Epochs,
     Event,
@@ -68,7 +69,9 @@ class DeficitRoundRobin(KeyPolicy):
         """Return as many steps as the deficit covers; its time, if the unit's step is not measured."""
         deficit = self._deficit(unit)
         step = self._step(unit)
-        return Steps(max(1, floor(deficit / step + _ROUNDING))) if step else Seconds(deficit)
+        if step is None:
+            return Seconds(min(deficit, MOST_OF_A_QUANTUM))
+        return Steps(max(1, floor(min(deficit / step + _ROUNDING, MOST_OF_A_QUANTUM))))
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return the unit's round and its deficit."""

@@ -26,7 +26,7 @@ class HighestResponseRatioNext(MeasuredPolicy):
             return (-inf,)
         if not 0 < left < inf:
             return (left,)
-        return (left / (unit.age_seconds(now) + whole),)
+        return (left / (unit.age_seconds(now) + (whole or left)),)  # an estimate of 0 that was overrun says nothing
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return the unit's ratio and what it is made of."""

@@ -20,7 +20,7 @@ from schedulers.base import (
     TurnDone,
 )
 from schedulers.keyed import PreemptiveKeyPolicy
-from schedulers.memory import Sequences
+from schedulers.memory import Sequences, numbers_in
 from schedulers.quanta import DEFAULT_QUANTUM, parse_number, parse_seconds, parse_time, time_text
 
 _NUM_REMEMBERED = 1000  #: finished units that the learnt thresholds go by, the latest ones
@@ -105,8 +105,9 @@ class DiscretisedLeastAttainedService(PreemptiveKeyPolicy):
 
     def load_state_dict(self, state: dict[str, JSON]) -> None:
         """Take over what ``state_dict`` returned."""
-        self._attained = dict(state["attained"])
-        self._finished = list(state["finished"])
+        attained = numbers_in(state["attained"])
+        self._finished = list(numbers_in({str(place): had for place, had in enumerate(state["finished"])}).values())
+        self._attained = attained
         self._sequences.load_state_dict(state["sequences"])
         self._learn()
 

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import isfinite
+
 from schedulers.base import JSON, Cancelled, Event, Failed, Finished
 
 MAX_GONE = 1000  #: units that are gone and still remembered: an event is late by seconds, not by a thousand jobs
+
+
+def numbers_in(state: Mapping[str, JSON]) -> dict[str, float]:
+    """Return the numbers by name that are kept in a memory.
+
+    Raises:
+        ValueError: If one is none that can be compared and added to; a damaged memory would do harm long after it was read.
+    """
+    numbers = {str(name): number for name, number in state.items()}
+    for name, number in numbers.items():
+        if not (isinstance(number, int | float) and isfinite(number)):
+            raise ValueError(f"expected a number for {name!r}, got {number!r:.40}")
+    return numbers
 
 
 class Sequences:

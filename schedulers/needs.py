@@ -15,8 +15,10 @@ def check_fields(name: str, needs: frozenset[str]) -> None:
     """Check that a policy needs fields of ``JobView`` only.
 
     Raises:
-        SchedulerConfigError: If it names another; the message gives the nearest field.
+        SchedulerConfigError: If it names another; the message gives the nearest field. Or if it is no set of names.
     """
+    if not (isinstance(needs, frozenset) and all(isinstance(need, str) for need in needs)):
+        raise SchedulerConfigError(f"scheduler {name!r}: expected needs, a frozenset of fields of JobView, got {needs!r}")
     for need in sorted(needs):
         if need not in _FIELDS:
             close = difflib.get_close_matches(need, _FIELDS, n=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from schedulers.base import JSON
+from schedulers.memory import numbers_in
 
 
 class Passes:
@@ -56,8 +57,9 @@ class Passes:
 
     def load_state_dict(self, state: dict[str, JSON]) -> None:
         """Take over accounts that ``state_dict`` returned."""
-        self._present, self._absent = dict(state["present"]), dict(state["absent"])
-        self._least = float(state["least"])
+        present, absent = numbers_in(state["present"]), numbers_in(state["absent"])
+        [self._least] = numbers_in({"least": state["least"]}).values()
+        self._present, self._absent = present, absent
 
     def _move_on(self, changed: float) -> None:
         """Raise the least pass, if the pass that went up or away may have been it; with nobody present it stays."""

@@ -85,7 +85,7 @@ def create(spelling: str, defaults: Mapping[str, str] = _NOTHING) -> Scheduler:
 
 def _build(parsed: Spelling, whole: str, defaults: Mapping[str, str]) -> Scheduler:
     name, factory = parsed.path, _find(parsed)
-    parameters = inspect.signature(factory).parameters
+    parameters = _parameters(name, factory)
     if parsed.inner is not None and "inner" not in parameters:
         raise SchedulerConfigError(f"scheduler {name!r} is no wrapper: it holds no other such as {parsed.inner.path!r}")
     if parsed.inner is None and "inner" in parameters:
@@ -103,6 +103,8 @@ def _build(parsed: Spelling, whole: str, defaults: Mapping[str, str]) -> Schedul
         scheduler = factory(**options)
     except ValueError as error:
         raise SchedulerConfigError(f"scheduler {whole!r}: {error}") from error
+    except Exception as error:  # it may be a plug-in
+        raise SchedulerConfigError(f"scheduler {whole!r} cannot be built: {type(error).__name__}: {error}") from error
     if not isinstance(scheduler, Scheduler):
         kind = type(scheduler).__name__
         raise SchedulerConfigError(f"scheduler {name!r}: a {kind} has no 'select' or no 'needs'")
@@ -168,6 +170,15 @@ def _is_wrapper(factory: Factory) -> bool:
     return "inner" in inspect.signature(factory).parameters
 
 
+def _parameters(name: str, factory: Factory) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(factory).parameters
+    except ValueError as error:  # some built-in classes have none
+        raise SchedulerConfigError(
+            f"scheduler {name!r}: expected a class whose options can be told, got {factory!r}"
+        ) from error
+
+
 def _find(parsed: Spelling) -> Factory:
     """Find what a spelling's name leads to."""
     name, class_name, plug_ins = parsed.name, parsed.class_name, _plug_ins()
@@ -210,6 +221,8 @@ def _load(name: str, entry_point: EntryPoint) -> Factory:
         factory = entry_point.load()
     except (ImportError, AttributeError, SyntaxError) as error:
         raise SchedulerConfigError(f"scheduler {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # what a module does on import is its own
+        raise SchedulerConfigError(f"scheduler {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(factory):
         raise SchedulerConfigError(f"scheduler {name!r}: {entry_point.value} is not a class but {factory!r}")
     return factory

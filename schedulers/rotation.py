@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schedulers.base import JSON, Cancelled, Event, Failed, Finished, Submitted, TurnDone
-from schedulers.memory import Sequences
+from schedulers.memory import Sequences, numbers_in
 
 
 class Rotation:
@@ -38,6 +38,7 @@ class Rotation:
 
     def load_state_dict(self, state: dict[str, JSON]) -> None:
         """Take over a queue that ``state_dict`` returned."""
+        places = {unit: int(place) for unit, place in numbers_in(state["places"]).items()}
         self._end = int(state["end"])
-        self._places = dict(state["places"])
+        self._places = places
         self._sequences.load_state_dict(state["sequences"])

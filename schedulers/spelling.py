@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from schedulers.base import SchedulerConfigError
 
+MOST_LETTERS = 500  #: of a spelling: what is longer was not written by hand, and brackets would nest without end
+
 _OPTION = re.compile(r"\s*(?P<name>[A-Za-z_]\w*)\s*=(?P<value>.*)", re.DOTALL)
 
 
@@ -44,8 +46,10 @@ def parse(text: str) -> Spelling:
     Spelling(name='2dlas', class_name=None, options={'promote': '2', 'quantum': '1s'}, inner=None)
 
     Raises:
-        SchedulerConfigError: If brackets do not match, or what stands in them or after a colon is no option.
+        SchedulerConfigError: If brackets do not match, what stands in them or after a colon is no option, or it is very long.
     """
+    if len(text) > MOST_LETTERS:
+        raise SchedulerConfigError(f"scheduler {text[:40]!r}...: expected at most {MOST_LETTERS} letters, got {len(text)}")
     head, items = _split_brackets(text.strip())
     name, *after = (part.strip() for part in head.split(":", 1))
     class_name, options_text = _split_class(after[0]) if after else (None, None)

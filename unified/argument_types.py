@@ -37,14 +37,9 @@ def above_zero(text: str) -> float:
     return _number(text, "above 0", lambda number: number > 0)
 
 
-def from_zero(text: str) -> float:
-    """Return a finite number from 0."""
-    return _number(text, "from 0", lambda number: number >= 0)
-
-
-def corun(text: str) -> float:
-    """Return the speed of two units on one slot, against one alone."""
-    return _number(text, "from 1 to 2", lambda number: 1 <= number <= 2)
+def within(least: float, most: float) -> Callable[[str], float]:
+    """Return what reads a number from ``least`` to ``most``."""
+    return lambda text: _number(text, f"from {least:g} to {most:g}", lambda number: least <= number <= most)
 
 
 def _number(text: str, which: str, holds: Callable[[float], bool]) -> float:

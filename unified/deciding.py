@@ -58,7 +58,7 @@ class Decider:
 
     def select(self, ready: Sequence[Unit], placements: Placements, slots: Sequence[Slot]) -> list[base.Grant]:
         """Ask who runs next among the units that could begin a turn."""
-        units = [unit.view() for unit in ready]
+        units = tuple(unit.view() for unit in ready)  # no lists: a plug-in could change them
         views = _slot_views(placements, slots)
         now = self.clock()
         try:
@@ -139,8 +139,8 @@ def _view_in_turn(unit: Unit, slots: Sequence[Slot], now: float) -> base.JobView
     return replace(view, attained_seconds=view.attained_seconds + part * view.wait_seconds(now))
 
 
-def _slot_views(placements: Placements, slots: Sequence[Slot]) -> list[base.SlotView]:
-    return [
+def _slot_views(placements: Placements, slots: Sequence[Slot]) -> tuple[base.SlotView, ...]:
+    return tuple(
         base.SlotView(
             id=slot.index,
             device=slot.device,
@@ -149,4 +149,4 @@ def _slot_views(placements: Placements, slots: Sequence[Slot]) -> list[base.Slot
             prefers=placements.preferring(slot.index),
         )
         for slot in slots
-    ]
+    )

@@ -190,7 +190,7 @@ class JobSpec(Part):
     clip_grad_norm: PositiveFloat | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
     priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] = 0
-    weight: PositiveFloat = 1.0
+    weight: Annotated[float, Field(ge=0.001, le=1000)] = 1.0  # else sums of turns by weight lose short turns
     deadline_seconds: PositiveFloat | None = None
     deadline_kind: Literal["hard", "soft"] = "hard"
     max_retries: Annotated[int, Field(ge=0, le=1000)] = 2

@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import replace
 
 from schedulers import base
+from schedulers.checks import wrong_grant
 from unified.device import gpu_memory, host_memory, num_usable_cores
 from unified.errors import UnifiedError
 from unified.grouping import Candidate, Rules, group
@@ -180,8 +181,13 @@ def ranking(records: Sequence[JobRecord], scheduler: base.Scheduler) -> list[str
     order: list[str] = []
     while waiting:
         views = [replace(view, slot_id=None) for view in waiting.values()]
-        grants = scheduler.select(0.0, views, [base.SlotView(id=0)])
-        if not grants or grants[0].unit_id not in waiting:
+        slots = [base.SlotView(id=0)]
+        try:
+            grants = scheduler.select(0.0, views, slots)
+            wrong = wrong_grant(grants, views, slots)
+        except Exception:  # noqa: BLE001 - it may be a plug-in; what it does wrong in the run itself is told
+            return [*order, *waiting]
+        if wrong is not None:
             return [*order, *waiting]
         order.append(grants[0].unit_id)
         del waiting[grants[0].unit_id]
@@ -194,9 +200,12 @@ def rotates(scheduler: base.Scheduler) -> bool:
     Tried on a copy of the policy, as its memory changes by that.
     """
     try:
-        policy = deepcopy(scheduler)
-    except Exception:  # noqa: BLE001 - a plug-in that cannot be copied
+        return _rotates(deepcopy(scheduler))
+    except Exception:  # noqa: BLE001 - a plug-in that cannot be copied, or raises
         return False
+
+
+def _rotates(policy: base.Scheduler) -> bool:
     units = [base.JobView(id=name, submit_time=0.0, steps_total=1000, steps_per_epoch=10, step_seconds=1.0) for name in "ab"]
     tell = policy.on_event if isinstance(policy, base.Observes) else lambda event: None
     for unit in units:

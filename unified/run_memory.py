@@ -49,7 +49,9 @@ class RunMemory:
             account = self._accounts.get(record.name)
             if isinstance(account, dict) and record.state not in ENDED:
                 for name in _ACCOUNTS:
-                    setattr(record, name, account.get(name, getattr(record, name)))
+                    number = account.get(name)
+                    if isinstance(number, int | float) and 0 <= number < 1e18:
+                        setattr(record, name, number)
 
     def save_if_due(self, now: float) -> None:
         """Save, every few seconds."""

@@ -108,7 +108,7 @@ class RunFolder:
             return content if content["version"] == VERSION else {}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             logger.warning("%s is damaged (%s): the scheduler begins anew", self._memory, error)
             return {}
 

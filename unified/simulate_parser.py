@@ -9,6 +9,8 @@ import unified
 from unified import argument_types as types
 from unified.command_parsers import Commands, add_command
 
+MOST_SECONDS = 1e12  #: 30,000 years: sums of times remain exact to a second
+
 SIMULATE_END = """\
 exit codes:
   0    done; with --golden, every time is as it must be
@@ -48,15 +50,25 @@ def add_simulate(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=types.positive, default=1200, metavar="N", help="the most jobs (default 1200)")
-    parser.add_argument("--load", type=types.above_zero, default=0.9, metavar="LOAD", help="work per slot time (default 0.9)")
     parser.add_argument(
-        "--min-seconds", type=types.from_zero, default=30.0, metavar="S", help="the least duration taken (default 30)"
+        "--load", type=types.within(1e-6, 1e6), default=0.9, metavar="LOAD", help="work per slot time (default 0.9)"
     )
     parser.add_argument(
-        "--max-seconds", type=types.from_zero, default=86400.0, metavar="S", help="the greatest (default 86400, a day)"
+        "--min-seconds",
+        type=types.within(0, MOST_SECONDS),
+        default=30.0,
+        metavar="S",
+        help="the least duration taken (default 30)",
     )
     parser.add_argument(
-        "--sigma", type=types.from_zero, default=1.0, metavar="X", help="error of estimates, of their logarithm (default 1)"
+        "--max-seconds",
+        type=types.within(0, MOST_SECONDS),
+        default=86400.0,
+        metavar="S",
+        help="the greatest (default 86400, a day)",
+    )
+    parser.add_argument(
+        "--sigma", type=types.within(0, 20), default=1.0, metavar="X", help="error of estimates, of their logarithm (default 1)"
     )
     parser.add_argument("--seed", type=types.whole, default=0, metavar="N", help="of the estimates (default 0)")
     parser.add_argument(
@@ -65,7 +77,7 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--users-column", default="user", metavar="NAME", help="who owns a job (default user)")
     parser.add_argument(
         "--deadline-factor",
-        type=types.above_zero,
+        type=types.within(1e-6, 1e6),
         metavar="F",
         help="each job is due F times its duration after its submission",
     )
@@ -77,7 +89,11 @@ def _add_host(parser: argparse.ArgumentParser) -> None:
         "--quantum", default="auto", metavar="auto|TIME", help="of a turn (default auto: median duration / 10, at least 60s)"
     )
     parser.add_argument(
-        "--corun", type=types.corun, default=1.0, metavar="S", help="speed of two units on a slot; 1 (default): never two"
+        "--corun",
+        type=types.within(1, 2),
+        default=1.0,
+        metavar="S",
+        help="speed of two units on a slot; 1 (default): never two",
     )
     parser.add_argument(
         "--corun-table", type=Path, metavar="FILE", help="speeds of pairs of models: a CSV file with one,other,speed"
@@ -89,10 +105,18 @@ def _add_host(parser: argparse.ArgumentParser) -> None:
         help="a unit may go on anywhere (default), or only on the slot where it began",
     )
     parser.add_argument(
-        "--switch-seconds", type=types.from_zero, default=0.0, metavar="S", help="cost of beginning a turn (default 0)"
+        "--switch-seconds",
+        type=types.within(0, MOST_SECONDS),
+        default=0.0,
+        metavar="S",
+        help="cost of beginning a turn (default 0)",
     )
     parser.add_argument(
-        "--checkpoint-seconds", type=types.from_zero, default=0.0, metavar="S", help="cost of stopping a unit (default 0)"
+        "--checkpoint-seconds",
+        type=types.within(0, MOST_SECONDS),
+        default=0.0,
+        metavar="S",
+        help="cost of stopping a unit (default 0)",
     )
 
 

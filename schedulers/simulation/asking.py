@@ -53,7 +53,7 @@ class Asker:
         """Ask who runs next; a wrong answer is counted, and decided by first come, first served."""
         grants = self._ask(
             lambda: self.scheduler.select(now, ready, slots),
-            lambda answer: wrong_grant(answer, ready, slots) or _idle(answer, slots),
+            lambda answer: wrong_grant(answer, ready, slots),
         )
         return FirstComeFirstServed().select(now, ready, slots) if grants is None else grants
 
@@ -76,27 +76,27 @@ class Asker:
 
     def tell(self, event: Event) -> None:
         """Tell the scheduler what happened."""
-        if self._observer is not None:
+        if self._observer is None:
+            return
+        try:
             self._observer.on_event(event)
+        except Exception as error:  # noqa: BLE001 - it may be a plug-in
+            self._note_wrong(f"{type(error).__name__}: {error}")
 
     def _ask(self, question: Callable[[], Answer], problem: Callable[[Answer], str | None]) -> Answer | None:
         began = perf_counter()
         answer = None
         try:
             answer = question()
-        except Exception as error:  # noqa: BLE001 - it may be a plug-in
-            wrong = f"{type(error).__name__}: {error}"
-        else:
             self.decision_seconds.append(perf_counter() - began)
             wrong = problem(answer)
+        except Exception as error:  # noqa: BLE001 - it may be a plug-in
+            wrong = f"{type(error).__name__}: {error}"
         if wrong is None:
             return answer
-        self.num_wrong += 1
-        self.wrong = self.wrong or wrong
+        self._note_wrong(wrong)
         return None
 
-
-def _idle(grants: Sequence[Grant], slots: Sequence[SlotView]) -> str | None:
-    """Say that nobody would run at all: a run that stands still never ends."""
-    is_idle = not grants and not any(slot.running for slot in slots)
-    return "granted nothing although every slot is idle and units are ready" if is_idle else None
+    def _note_wrong(self, wrong: str) -> None:
+        self.num_wrong += 1
+        self.wrong = self.wrong or wrong

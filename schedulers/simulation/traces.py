@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import exp, isfinite
 from pathlib import Path
@@ -159,7 +160,7 @@ def read_trace(path: Path) -> Trace:
         TraceError: If it is not one; the message names line, column and value.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             return _read(path.stem, file)
     except OSError as error:
         raise TraceError(f"trace {path}: {error.strerror or error}") from error
@@ -193,7 +194,7 @@ def _read(name: str, lines: Iterable[str]) -> Trace:
         seen.add(values["job_id"])
         filled |= {column for column, value in values.items() if value}
         submit, duration = (
-            _parse(name, line, values, column, float, "a number of seconds of at least 0", lambda value: value >= 0)
+            _parse(name, line, values, column, float, "a number of seconds from 0 to 1e12", lambda value: 0 <= value <= 1e12)
             for column in ("submit_s", "duration_s")
         )
         rows.append(_Row(line, values, submit, duration))
@@ -213,13 +214,11 @@ def _parse(
     holds: Callable[[Number], bool],
 ) -> Number:
     text = values[column]
-    try:
+    with suppress(ValueError, OverflowError):  # no number, or a whole one too large for a float
         number = kind(text)
-    except ValueError:
-        number = None
-    if number is None or not isfinite(number) or not holds(number):
-        raise TraceError(f"trace {name}, line {line}, column {column!r}: expected {expected}, got {text!r}")
-    return number
+        if isfinite(number) and holds(number):
+            return number
+    raise TraceError(f"trace {name}, line {line}, column {column!r}: expected {expected}, got {text!r}")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -130,7 +130,7 @@ def test_two_supervisors_without_a_lock_share_the_jobs_and_train_none_twice(serv
     assert [served.end() for served in pair] == [0, 0], [served.said for served in pair]
     service.check_finished(*everybody)
     for job in everybody:
-        assert num_loads(service, job) == 1
+        assert num_loads(service, job) == 1, [(t.to, t.reason) for t in service.queue.store.transitions(job)]
     for index in range(6):
         num_steps = len((tmp_path / f"trace-{index}").read_text().splitlines())
         assert 30 + index <= num_steps <= 30 + index + 2 * 4  # beside its training: trial steps of the check

@@ -87,6 +87,29 @@ def test_a_wrong_answer_is_counted_told_once_and_ends_no_turn(answer: Any, caplo
     assert "nobody's turn is ended" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        [],
+        0,
+        "r0",
+        [7],
+        (grant for grant in ()),
+        [base.Grant(unit_id="r0", slot_id=0, quantum=None)],  # type: ignore[arg-type]
+        [base.Grant(unit_id="r0", slot_id=0, quantum=base.UntilDone())] * 2,
+    ],
+)
+def test_a_slot_does_not_stand_idle_for_a_wrong_answer(answer: Any) -> None:
+    policy = Asked(lambda _: [])
+    policy.select = lambda now, ready, slots: answer  # type: ignore[method-assign]
+    decider, units, placements, slots = situation(policy)
+    slots[0].turn = ()
+    [grant] = decider.select(units, placements, slots)
+    assert (grant.unit_id, grant.slot_id) == ("r0", 0)
+    assert decider.num_wrong == 1
+
+
 def test_a_policy_that_raises_ends_no_turn() -> None:
     def fail(units: Any) -> Any:
         raise ZeroDivisionError("a plug-in's own")

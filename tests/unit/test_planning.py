@@ -119,3 +119,17 @@ def test_the_ledger_refuses_a_name_twice_and_takes_nothing_then() -> None:
     with pytest.raises(UnifiedError, match="no job named 'x' in this run; there is: a"):
         ledger["x"]
     assert ledger.count(JobState.QUEUED) == 1
+
+
+def test_a_plug_in_that_answers_nonsense_ranks_nobody_and_does_not_rotate() -> None:
+    class Nonsense:
+        needs: frozenset[str] = frozenset()
+        answer: Any = None
+
+        def select(self, now: float, ready: Any, slots: Any) -> Any:
+            return 1 / 0 if self.answer is None else self.answer
+
+    policy, records = Nonsense(), [make_record("a"), make_record("b", position=1)]
+    for policy.answer in (None, 7, "ab", [7], []):
+        assert ranking(records, policy) == ["a", "b"]
+        assert not rotates(policy)

@@ -178,6 +178,12 @@ def test_a_deadline_that_has_passed_is_said_to_have_passed():
     assert create("edf").explain(unit("late", 0, 9, deadline=30), 60.0).startswith("its deadline was 30 s ago")
 
 
+def test_an_estimate_of_nothing_that_was_overrun_on_arrival_is_ordered_too():
+    spent = unit("spent", 0, 1, step_seconds=None, estimate_seconds=0.0, attained_seconds=3.0)
+    [grant] = create("hrrn").select(0.0, [spent], ONE_SLOT)
+    assert grant.unit_id == "spent"
+
+
 @pytest.mark.parametrize("spelling", ["srtf", "hrrn", "edf", "sjf:length=seconds"])
 def test_who_is_yet_to_be_measured_comes_first_for_a_few_steps(spelling):
     unknown = unit("new", 5, 10**6, step_seconds=None, deadline=1)
@@ -213,6 +219,11 @@ def test_who_is_yet_to_be_measured_comes_first_for_a_few_steps(spelling):
         ("fair(srtf,by=group)", "option 'by': expected user, got 'group'"),
         ("2dlas:thresholds=2s/1s", "option 'thresholds': expected rising times such as 60s/10min/2h, got '2s/1s'"),
         ("priority:preempt=now", "option 'preempt': expected epoch or step, got 'now'"),
+        ("srtf:quantum=1e999s", "a quantum lasts a positive number of seconds, got inf (at most 1e+15)"),
+        ("drr:quantum=" + "9" * 400, "a quantum lasts a positive number of steps, got 999"),
+        ("aging(" * 10_000 + "srtf" + ")" * 10_000, "...: expected at most 500 letters, got 70004"),
+        ("builtins:SystemExit", "expected a class whose options can be told, got <class 'SystemExit'>"),
+        ("uuid:UUID", "scheduler 'uuid:UUID' cannot be built: TypeError: one of"),
         ("drr:quantum=1epoch", "option 'quantum': expected a time or a number of steps, got '1epoch'"),
     ],
 )
@@ -241,6 +252,12 @@ def test_a_lacking_field_is_named_with_the_policy_and_with_who_lacks_it():
     with pytest.raises(SchedulerConfigError, match=r"'edf' decides by deadline, which trace 'openb' lacks"):
         check_needs("edf", create("edf").needs, {"step_seconds"}, "trace 'openb'")
     check_needs("edf", create("edf").needs, {"step_seconds", "deadline"}, "trace 'openb'")
+
+
+@pytest.mark.parametrize("needs", [None, "deadline", {"deadline"}, frozenset({1})])
+def test_needs_that_are_no_set_of_names_are_an_error(needs):
+    with pytest.raises(SchedulerConfigError, match="'own': expected needs, a frozenset of fields of JobView, got"):
+        check_needs("own", needs, set(), "job 'a'")
 
 
 def test_a_need_that_no_unit_has_is_an_error():

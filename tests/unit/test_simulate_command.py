@@ -137,6 +137,10 @@ def test_what_is_wrong_is_a_line(trace: Path, capsys: pytest.CaptureFixture[str]
         ["trace.csv", "--golden"],
         ["t.csv", "--corun", "3"],
         ["t.csv", "--load", "0"],
+        ["t.csv", "--load", "1e-300"],
+        ["t.csv", "--sigma", "1e6"],
+        ["t.csv", "--switch-seconds", "1e308"],
+        ["t.csv", "--deadline-factor", "inf"],
         ["t.csv", "--min-seconds", "90000"],
     ],
 )

@@ -73,6 +73,8 @@ def test_estimates_are_wrong_by_as_much_as_sigma_says_and_the_same_for_a_seed(tm
         (HEADER + "a,1,60,1,0,u\nb,soon,60,1,0,u\n", r"line 3, column 'submit_s': expected a number .* got 'soon'"),
         (HEADER + "a,1,-60,1,0,u\n", r"line 2, column 'duration_s': .* got '-60'"),
         (HEADER + "a,1,nan,1,0,u\n", r"line 2, column 'duration_s': .* got 'nan'"),
+        (HEADER + "a,1,1e308,1,0,u\n", r"line 2, column 'duration_s': expected a number of seconds from 0 to 1e12"),
+        (HEADER + f"a,1,60,1,{'9' * 400},u\n", r"line 2, column 'priority': expected a whole number, got '999"),
         (HEADER + "a,1,60,one,0,u\n", r"line 2, column 'num_gpus': expected a number, got 'one'"),
         (HEADER + "a,1,60,1,0.5,u\n", r"line 2, column 'priority': expected a whole number, got '0.5'"),
         (HEADER + "a,1,60,1,0,u\na,2,60,1,0,u\n", "line 3: column 'job_id': 'a' is there twice"),
@@ -82,6 +84,11 @@ def test_estimates_are_wrong_by_as_much_as_sigma_says_and_the_same_for_a_seed(tm
 def test_what_is_no_trace_is_refused_where_it_is_wrong(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(TraceError, match=complaint):
         read_trace(write(tmp_path, text)).workload(Selection())
+
+
+def test_a_file_as_spreadsheets_write_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "sheet.csv").write_bytes(b'\xef\xbb\xbfjob_id,submit_s,duration_s\r\n"a,b",0,60\r\n')
+    assert [job.id for job in read_trace(tmp_path / "sheet.csv").workload(Selection())] == ["000000 a,b"]
 
 
 def test_a_file_that_is_missing_or_not_text_is_refused_by_name(tmp_path: Path) -> None:

@@ -129,11 +129,36 @@ def test_a_run_that_is_taken_up_again_remembers_the_rotation_and_what_each_job_h
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"version": 99}', '{"version": 1, "jobs": 3, "memory": 4, "scheduler": "fcfs"}']
+    "content",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        '{"version": 99}',
+        '{"version": 1, "jobs": 3, "memory": 4, "scheduler": "fcfs"}',
+        '{"version": 1, "jobs": {"a": {"slot_seconds": "1", "step_seconds": NaN, "num_preemptions": -1}}}',
+    ],
 )
 def test_a_damaged_memory_costs_nothing_but_order(content: str, tmp_path: Path) -> None:
     memory = run_memory(tmp_path, "fcfs", "a")
     (tmp_path / ".state" / "scheduler.json").write_text(content)
     memory.take_over()
     memory.restore(memory.ledger.all())
-    assert memory.ledger.all()[0].slot_seconds == 0.0
+    [record] = memory.ledger.all()
+    assert (record.slot_seconds, record.step_seconds, record.num_preemptions) == (0.0, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "policy"),
+    [
+        ("stride", {"passes": {"present": {"a": "much"}, "absent": {}, "least": 0.0}}),
+        ("drr", {"passes": {"present": {}, "absent": {}, "least": float("nan")}}),
+        ("2dlas", {"attained": {}, "finished": [None]}),
+        ("round-robin", {"end": 1, "places": {"a": []}}),
+    ],
+)
+def test_a_damaged_memory_of_a_policy_is_left_out(spelling: str, policy: Any, caplog: pytest.LogCaptureFixture) -> None:
+    telling = Telling(scheduler=registry.create(spelling), name=spelling)
+    telling.take_over({"known": ["a"], "policy": policy})
+    assert "its memory cannot be taken over (ValueError: expected a number" in caplog.text
+    assert telling.memory() == Telling(scheduler=registry.create(spelling), name=spelling).memory()
