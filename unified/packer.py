@@ -137,6 +137,8 @@ def plan(
             # nobody leaves for one that would have no slot to run on: those before it take them
             wanted = idle - taken if num_before < len(idle - taken) else frozenset()
             kept, leaving = _hold(head, residents, berths, rules, view, taken=taken, wanted=wanted)
+            if leaving and not _would_come(head, leaving, residents, berths, rules, view, reservations):
+                kept, leaving = _hold(head, residents, berths, rules, view, taken=taken, wanted=frozenset())
             if kept is not None:
                 reservations.append(kept)
                 evictions += leaving
@@ -216,6 +218,22 @@ def _hold(
     seen = _foreseen(head, after, berths, rules, view)
     kept = seen.reserve(head, taken, is_promoted=head.id in view.promoted)
     return kept, [Eviction(unit=each.tenant.id, wanted_by=head.id) for each in leaving]
+
+
+def _would_come(
+    head: Tenant,
+    leaving: Sequence[Eviction],
+    residents: Sequence[Resident],
+    berths: Sequence[Berth],
+    rules: Rules,
+    view: Outlook,
+    reservations: Sequence[Reservation],
+) -> bool:
+    """Whether a unit would have a slot once others have left for it: what is kept for those before it may still bar it."""
+    gone = {each.unit for each in leaving}
+    staying = [each for each in residents if not (each.is_leaving or each.tenant.id in gone)]
+    places = _filtered([head], berths, loads_of(berths, staying), rules)
+    return any(place.slots for place in _held(places, staying, berths, rules, view, reservations))
 
 
 def _foreseen(head: Tenant, residents: Sequence[Resident], berths: Sequence[Berth], rules: Rules, view: Outlook) -> Forecast:

@@ -101,6 +101,22 @@ def test_plain_lines_tell_the_story_and_end_with_a_table(plain_run):
     assert done.stdout.endswith(f"results, summary.json and timeline.png are in {out}\n")
 
 
+def test_a_run_is_laid_beside_its_simulation(plain_run):
+    """Before the run is resumed below: one that was resumed cannot be replayed."""
+    out, _ = plain_run
+    done = unified_command("simulate", out, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    whole = told["groups"][0]
+    assert (whole["group"], whole["num_jobs"], told["left_out"]) == ("all", len(MEMBERS), 0)
+    summary = json.loads((out / "summary.json").read_text())["run"]
+    assert told["scheduler"] == summary["scheduler"]
+    assert whole["engine"] == pytest.approx(summary["completion_seconds"], rel=0.01)
+    assert 0.7 < whole["ratio"] < 1.4, "the same jobs, the same policy, lengths as they were measured"
+    shown = unified_command("simulate", out)
+    assert f"{len(MEMBERS)} jobs under {summary['scheduler']} on " in shown.stdout
+
+
 def test_an_earlier_run_is_not_written_over(plain_run, jobs):
     out, _ = plain_run
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name == "result.json"}
@@ -124,21 +140,6 @@ def test_resuming_a_run_that_is_done_trains_nothing(plain_run, jobs):
     sealed = {name: json.loads((out / name / "result.json").read_text())["completion_seconds"] for name in MEMBERS}
     took = {line["job"]: line["completion_seconds"] for line in told if line["event"] == "JobFinished"}
     assert took == pytest.approx(sealed)
-
-
-def test_a_run_is_laid_beside_its_simulation(plain_run):
-    out, _ = plain_run
-    done = unified_command("simulate", out, "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    whole = told["groups"][0]
-    assert (whole["group"], whole["num_jobs"], told["left_out"]) == ("all", len(MEMBERS), 0)
-    summary = json.loads((out / "summary.json").read_text())["run"]
-    assert told["scheduler"] == summary["scheduler"]
-    assert whole["engine"] == pytest.approx(summary["completion_seconds"], rel=0.01)
-    assert 0.7 < whole["ratio"] < 1.4, "the same jobs, the same policy, lengths as they were measured"
-    shown = unified_command("simulate", out)
-    assert f"{len(MEMBERS)} jobs under {summary['scheduler']} on " in shown.stdout
 
 
 # ---- a run in which one job fails, and others bring tables

@@ -147,6 +147,13 @@ def test_who_comes_after_a_job_that_fits_nowhere_leaves_for_it() -> None:
     assert planned([unit("h", 5)], new, cpu_slots(2), 9, order="habc").evictions == ()
 
 
+def test_nobody_leaves_for_a_job_that_would_still_wait_for_one_before_it() -> None:
+    """``h`` waits for the end of ``a``, which nobody can foresee; ``l``, of another domain, would hold it up all the same."""
+    there = [parked(unit("p", 1, 5), 0), replace(running(unit("a", 1, 8), 1), submit_time=9.0)]
+    queued = [unit("h", 8, 16), unit("l", 1, 8, users=frozenset({"ann"}), keeps_to_its_user=True)]
+    assert planned(queued, there, cpu_slots(3, busy=[1]), 20, order="ahlp").evictions == ()
+
+
 def test_who_was_sent_away_for_a_job_does_not_send_that_one_away() -> None:
     there = [parked(unit("a", 9), 0)]
     outlook = Outlook(ranks={"h": 0, "a": 1}, spares={"h": {"a"}})
