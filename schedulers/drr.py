@@ -5,34 +5,24 @@ from __future__ import annotations
 from math import ceil, floor, isfinite
 
 from schedulers.base import (
-    JSON,
     MOST_OF_A_QUANTUM,
-    Cancelled,
     Epochs,
-    Event,
-    Failed,
-    Finished,
     JobView,
-    Paused,
     Quantum,
-    Resumed,
     SchedulerConfigError,
     Seconds,
     Steps,
-    Submitted,
     TurnCut,
     TurnDone,
     UntilDone,
 )
-from schedulers.keyed import KeyPolicy
-from schedulers.memory import Sequences
-from schedulers.passes import Passes
+from schedulers.charged import ChargedPolicy
 from schedulers.quanta import DEFAULT_QUANTUM, parse_quantum, time_text
 
 _ROUNDING = 1e-9  #: rounds; a sum of steps that makes a quantum up to rounding does make it
 
 
-class DeficitRoundRobin(KeyPolicy):
+class DeficitRoundRobin(ChargedPolicy):
     """In each round a unit's deficit grows by a quantum by its weight, and it steps while that covers the next step.
 
     What is left it keeps for the next round, and loses when it leaves. A unit whose step is longer than a quantum saves up
@@ -53,13 +43,12 @@ class DeficitRoundRobin(KeyPolicy):
     """
 
     def __init__(self, quantum: str | Quantum = DEFAULT_QUANTUM) -> None:
+        super().__init__()
         parsed = parse_quantum(quantum)
         if isinstance(parsed, Epochs | UntilDone):
             raise SchedulerConfigError(f"option 'quantum': expected a time or a number of steps, got {quantum!r}")
         self.quantum = parsed
         self.needs: frozenset[str] = frozenset({"weight"} if isinstance(parsed, Steps) else {"weight", "step_seconds"})
-        self._passes = Passes()
-        self._sequences = Sequences()
 
     def key(self, unit: JobView, now: float) -> tuple[float, ...]:
         """Return the round in which the unit has its next turn."""
@@ -79,26 +68,10 @@ class DeficitRoundRobin(KeyPolicy):
         length = f"{deficit:.3g} steps" if isinstance(self.quantum, Steps) else time_text(deficit)
         return f"its next turn is in round {self._round(unit)}, of {length}; the least round goes first"
 
-    def on_event(self, event: Event) -> None:
-        """Charge a unit for its turns; let it come and go."""
-        if not self._sequences.is_news(event):
-            return
-        if isinstance(event, Submitted | Resumed):
-            self._passes.join(event.unit_id)
-        elif isinstance(event, TurnDone | TurnCut):
-            used = event.steps if isinstance(self.quantum, Steps) else event.seconds
-            self._passes.charge(event.unit_id, used / (self.quantum.count * event.weight))
-        elif isinstance(event, Paused | Finished | Failed | Cancelled):
-            self._passes.leave(event.unit_id, for_good=not isinstance(event, Paused))
-
-    def state_dict(self) -> dict[str, JSON]:
-        """Return the passes as JSON."""
-        return {"passes": self._passes.state_dict(), "sequences": self._sequences.state_dict()}
-
-    def load_state_dict(self, state: dict[str, JSON]) -> None:
-        """Take over passes that ``state_dict`` returned."""
-        self._passes.load_state_dict(state["passes"])
-        self._sequences.load_state_dict(state["sequences"])
+    def price_of(self, turn: TurnDone | TurnCut) -> float:
+        """Return the turn in quanta of the unit's weight."""
+        used = turn.steps if isinstance(self.quantum, Steps) else turn.seconds
+        return used / (self.quantum.count * turn.weight)
 
     def _step(self, unit: JobView) -> float | None:
         """Return what a step costs; None if that is not known."""
