@@ -74,6 +74,6 @@ def test_everybody_is_told_why_they_wait(tmp_path: Path) -> None:
         told = unified_command("explain", alone, "--root", service.path).stdout
         assert "alone: waits for a slot of its own until" in told
         assert "Scheduler srtf:quantum=200ms: " in told
-        assert "s are left of it; the shortest goes first" in told
+        assert "left of it; the shortest goes first" in told
     finally:
         service.close()
