@@ -182,7 +182,7 @@ def test_a_member_that_becomes_ready_joins_the_stack_that_is_running() -> None:
             late.append(engine.submit(make("e")))
 
     watch.act = act
-    with stacking(watch) as engine:
+    with stacking(watch, scheduler="fcfs") as engine:  # under the default it would end the turn of the others, being shorter
         engine.submit_all([make(name, epochs=60) for name in "ab"])
         results = {result.name: result for result in engine.run()}
     assert ("a", "b", "e") in {event.members for event in watch.of(events.StackFormed)}
