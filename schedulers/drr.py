@@ -47,7 +47,7 @@ class DeficitRoundRobin(ChargedPolicy):
         parsed = parse_quantum(quantum)
         if isinstance(parsed, Epochs | UntilDone):
             raise SchedulerConfigError(f"option 'quantum': expected a time or a number of steps, got {quantum!r}")
-        self.quantum = parsed
+        self._share = parsed
         self.needs: frozenset[str] = frozenset({"weight"} if isinstance(parsed, Steps) else {"weight", "step_seconds"})
 
     def key(self, unit: JobView, now: float) -> tuple[float, ...]:
@@ -65,17 +65,17 @@ class DeficitRoundRobin(ChargedPolicy):
     def explain(self, unit: JobView, now: float) -> str:
         """Return the unit's round and its deficit."""
         deficit = self._deficit(unit)
-        length = f"{deficit:.3g} steps" if isinstance(self.quantum, Steps) else time_text(deficit)
+        length = f"{deficit:.3g} steps" if isinstance(self._share, Steps) else time_text(deficit)
         return f"its next turn is in round {self._round(unit)}, of {length}; the least round goes first"
 
     def price_of(self, turn: TurnDone | TurnCut) -> float:
         """Return the turn in quanta of the unit's weight."""
-        used = turn.steps if isinstance(self.quantum, Steps) else turn.seconds
-        return used / (self.quantum.count * turn.weight)
+        used = turn.steps if isinstance(self._share, Steps) else turn.seconds
+        return used / (self._share.count * turn.weight)
 
     def _step(self, unit: JobView) -> float | None:
         """Return what a step costs; None if that is not known."""
-        if isinstance(self.quantum, Steps):
+        if isinstance(self._share, Steps):
             return 1.0
         step = unit.step_seconds
         return step if step is not None and step > 0 and isfinite(step) else None
@@ -85,7 +85,7 @@ class DeficitRoundRobin(ChargedPolicy):
         step = self._step(unit)
         if step is None:
             return floor(passed + _ROUNDING) + 1
-        return ceil(passed + step / (self.quantum.count * unit.weight) - _ROUNDING)
+        return ceil(passed + step / (self._share.count * unit.weight) - _ROUNDING)
 
     def _deficit(self, unit: JobView) -> float:
-        return (self._round(unit) - self._passes.of(unit.id)) * self.quantum.count * unit.weight
+        return (self._round(unit) - self._passes.of(unit.id)) * self._share.count * unit.weight

@@ -11,15 +11,17 @@ from schedulers.ordering import by_key, victims_by_key
 class KeyPolicy:
     """Base of the policies that grant the units with the least key first. Ties go by submit time, then by id.
 
-    A subclass has :meth:`key` and, unless each unit runs to its end, :meth:`quantum_of`. The wrappers
+    A subclass has :meth:`key` and, unless each unit runs to its end, ``quantum`` or :meth:`quantum_of`. The wrappers
     (:mod:`schedulers.aging`, :mod:`schedulers.fair`) hold such a policy and change its key.
 
     Attributes:
         needs: Fields of ``JobView`` that it decides by.
+        quantum: Length of everybody's turns.
         preempts: A unit that becomes ready takes the place of a running one that is less urgent.
     """
 
     needs: frozenset[str] = frozenset()
+    quantum: Quantum = UntilDone()
     preempts: bool = False
 
     def key(self, unit: JobView, now: float) -> tuple[float, ...]:
@@ -32,7 +34,7 @@ class KeyPolicy:
 
     def quantum_of(self, unit: JobView) -> Quantum:
         """Return how long a turn of the unit lasts."""
-        return UntilDone()
+        return self.quantum
 
     def select(self, now: float, ready: Sequence[JobView], slots: Sequence[SlotView]) -> list[Grant]:
         """Grant the slots that have room to the units with the least key."""

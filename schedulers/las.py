@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schedulers.base import JobView, Quantum, Seconds
+from schedulers.base import JobView, Seconds
 from schedulers.keyed import PreemptiveKeyPolicy
 from schedulers.quanta import DEFAULT_QUANTUM, parse_seconds, time_text
 
@@ -25,10 +25,6 @@ class LeastAttainedService(PreemptiveKeyPolicy):
     def key(self, unit: JobView, now: float) -> tuple[float, ...]:
         """Return the slot time that the unit has had, in seconds."""
         return (unit.attained_seconds,)
-
-    def quantum_of(self, unit: JobView) -> Quantum:
-        """Return the quantum, everybody's."""
-        return self.quantum
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return what the unit has had."""

@@ -13,7 +13,6 @@ from schedulers.base import (
     Failed,
     Finished,
     JobView,
-    Quantum,
     SchedulerConfigError,
     Seconds,
     TurnCut,
@@ -56,7 +55,8 @@ class DiscretisedLeastAttainedService(PreemptiveKeyPolicy):
         promote: str | float | None = None,
         quantum: str | Seconds = DEFAULT_QUANTUM,
     ) -> None:
-        self.quantum = parse_seconds(quantum)
+        self.quantum = given = parse_seconds(quantum)
+        self._first_guess = given.count  # at the median of what units need
         self._given = None if thresholds is None else _parse_thresholds(thresholds)
         self._promote = inf if promote is None else parse_number(promote, "promote")
         self._sequences = Sequences()
@@ -69,10 +69,6 @@ class DiscretisedLeastAttainedService(PreemptiveKeyPolicy):
         if self._is_promoted(unit, now):
             return (0.0,)
         return (float(bisect_right(self.thresholds, unit.attained_seconds)),)
-
-    def quantum_of(self, unit: JobView) -> Quantum:
-        """Return the quantum, everybody's."""
-        return self.quantum
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return the unit's queue and why it is there."""
@@ -115,7 +111,7 @@ class DiscretisedLeastAttainedService(PreemptiveKeyPolicy):
         return unit.wait_seconds(now) > self._promote * unit.attained_seconds > 0
 
     def _learn(self) -> None:
-        middle = median(self._finished) if self._finished else self.quantum.count
+        middle = median(self._finished) if self._finished else self._first_guess
         self.thresholds = self._given or tuple(factor * middle for factor in _FACTORS)
 
 

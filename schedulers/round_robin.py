@@ -33,10 +33,6 @@ class RoundRobin(KeyPolicy):
         """Return the unit's place in the rotation: the least has waited longest for a turn."""
         return (self._rotation.place(unit.id),)
 
-    def quantum_of(self, unit: JobView) -> Quantum:
-        """Return the quantum, everybody's."""
-        return self.quantum
-
     def explain(self, unit: JobView, now: float) -> str:
         """Return for how long the unit has waited for its turn."""
         return f"it has waited {time_text(unit.wait_seconds(now))} for its turn; everybody gets one before it comes again"

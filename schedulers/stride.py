@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schedulers.base import JobView, Quantum, Seconds, TurnCut, TurnDone
+from schedulers.base import JobView, Seconds, TurnCut, TurnDone
 from schedulers.charged import ChargedPolicy
 from schedulers.quanta import DEFAULT_QUANTUM, parse_seconds, time_text
 
@@ -29,10 +29,6 @@ class Stride(ChargedPolicy):
     def key(self, unit: JobView, now: float) -> tuple[float, ...]:
         """Return the unit's pass: its slot time by its weight, and where it started."""
         return (self._passes.of(unit.id),)
-
-    def quantum_of(self, unit: JobView) -> Quantum:
-        """Return the quantum, everybody's."""
-        return self.quantum
 
     def explain(self, unit: JobView, now: float) -> str:
         """Return the unit's pass and weight."""
