@@ -58,6 +58,7 @@ class Interference:
     _alone: dict[str, _Average] = field(default_factory=dict)
     _beside: dict[tuple[str, str], _Average] = field(default_factory=dict)
     _intervals: dict[str, _Interval] = field(default_factory=dict)
+    _gains: dict[frozenset[str], float] | None = None  # until something new is measured: each decision asks several times
 
     def watch(self, now: float, runners: Sequence[Runner]) -> None:
         """Look at who runs: to be called after every report. Steps between two looks in unchanged company are measured."""
@@ -81,6 +82,7 @@ class Interference:
 
     def note(self, now: float, kind: str, beside: str | None, step_seconds: float) -> None:
         """Take in a measured step time of a kind, alone on its device or beside one other kind."""
+        self._gains = None
         if beside is None:
             _note(self._alone, kind, step_seconds, now, MAX_KINDS)
         else:
@@ -98,8 +100,10 @@ class Interference:
 
     def gains(self) -> dict[frozenset[str], float]:
         """Return the gain of each pair that was measured."""
-        found = {frozenset(pair): self.gain(*pair) for pair in self._beside}
-        return {pair: gain for pair, gain in found.items() if gain is not None}
+        if self._gains is None:
+            found = {frozenset(pair): self.gain(*pair) for pair in self._beside}
+            self._gains = {pair: gain for pair, gain in found.items() if gain is not None}
+        return self._gains
 
     def parted(self, now: float) -> frozenset[frozenset[str]]:
         """Return the pairs that are better one after the other, until it is time to see whether that still holds."""
@@ -115,6 +119,7 @@ class Interference:
 
     def load_state_dict(self, state: Mapping[str, Any], now: float = 0.0) -> None:
         """Take over what was learnt before; it counts as measured now."""
+        self._gains = None
         self._alone = {kind: _Average(seconds, count, now) for kind, seconds, count in state["alone"]}
         self._beside = {(one, other): _Average(seconds, count, now) for one, other, seconds, count in state["beside"]}
 
