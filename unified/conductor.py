@@ -288,8 +288,8 @@ class Conductor:
     def _preempt(self, left: Sequence[Unit], placements: Placements) -> None:
         """End turns for the sake of more urgent units that found no room."""
         by_turn = {slot.running: slot for slot in self.slots}
-        running = self.placer.units(self.placer.placement()).in_turn()
-        for name in self.decider.victims(left, running, placements, self.slots):
+        in_turn = lambda: self.placer.units(self.placer.placement()).in_turn()  # noqa: E731
+        for name in self.decider.victims(left, in_turn, placements, self.slots):
             slot = by_turn[name]
             if not slot.is_ending:
                 slot.is_ending, slot.may_be_joined = slot.send(messages.EndTurn()), False

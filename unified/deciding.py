@@ -72,18 +72,20 @@ class Decider:
         return FirstComeFirstServed().select(now, units, views)
 
     def victims(
-        self, left: Sequence[Unit], running: Sequence[Unit], placements: Placements, slots: Sequence[Slot]
+        self, left: Sequence[Unit], running: Callable[[], Sequence[Unit]], placements: Placements, slots: Sequence[Slot]
     ) -> list[str]:
         """Ask whose turns are to end early for the sake of units that found no room; none unless one of these is new.
 
-        To be called after every :meth:`select`, also if nobody is left.
+        To be called after every :meth:`select`, also if nobody is left. The units that have turns are asked for only then.
         """
         wanted = frozenset(unit.leader.name for unit in left)
         is_news, self._wanted = not wanted <= self._wanted, wanted
-        if not (is_news and running and isinstance(self.scheduler, base.Preempts)):
+        if not (is_news and isinstance(self.scheduler, base.Preempts)):
             return []
         now = self.clock()
-        views = [_view_in_turn(unit, slots, now) for unit in running]
+        views = [_view_in_turn(unit, slots, now) for unit in running()]
+        if not views:
+            return []
         try:
             waiting = [unit.view() for unit in left]
             victims = self.scheduler.victims(now, views, waiting, _slot_views(placements, slots))

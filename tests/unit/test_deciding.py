@@ -56,12 +56,12 @@ def test_victims_are_asked_for_when_somebody_new_found_no_room_and_not_again() -
     policy = Asked(lambda units: [units[0].id])
     decider, turns, placements, slots = situation(policy)
     one, two = Unit(leader=make_record("one", position=5)), Unit(leader=make_record("two", position=6))
-    assert decider.victims([one], turns, placements, slots) == ["r0"]
-    assert decider.victims([one], turns, placements, slots) == []
-    assert decider.victims([one, two], turns, placements, slots) == ["r0"]
-    assert decider.victims([two], turns, placements, slots) == []
-    assert decider.victims([], turns, placements, slots) == []
-    assert decider.victims([two], turns, placements, slots) == ["r0"]
+    assert decider.victims([one], lambda: turns, placements, slots) == ["r0"]
+    assert decider.victims([one], lambda: turns, placements, slots) == []
+    assert decider.victims([one, two], lambda: turns, placements, slots) == ["r0"]
+    assert decider.victims([two], lambda: turns, placements, slots) == []
+    assert decider.victims([], lambda: turns, placements, slots) == []
+    assert decider.victims([two], lambda: turns, placements, slots) == ["r0"]
     assert [wanted for _, wanted in policy.asked] == [["one"], ["one", "two"], ["two"]]
 
 
@@ -69,7 +69,7 @@ def test_who_runs_is_seen_with_what_its_turn_has_had() -> None:
     policy = Asked(lambda units: [])
     decider, turns, placements, slots = situation(policy, 2)
     slots[1].num_in_turn = 2  # another has left this turn
-    decider.victims([Unit(leader=make_record("new", position=5))], turns, placements, slots)
+    decider.victims([Unit(leader=make_record("new", position=5))], lambda: turns, placements, slots)
     [(views, _)] = policy.asked
     assert [view.attained_seconds for view in views] == [7.0, 4.5]
 
@@ -80,8 +80,8 @@ def test_a_wrong_answer_is_counted_told_once_and_ends_no_turn(answer: Any, caplo
     decider, turns, placements, slots = situation(policy, 2)
     new = Unit(leader=make_record("new", position=5))
     for _ in range(2):
-        assert decider.victims([new], turns, placements, slots) == []
-        assert decider.victims([], turns, placements, slots) == []
+        assert decider.victims([new], lambda: turns, placements, slots) == []
+        assert decider.victims([], lambda: turns, placements, slots) == []
     assert decider.num_wrong == 2
     assert [record.getMessage().count("scheduler asked: ") for record in caplog.records] == [1]
     assert "nobody's turn is ended" in caplog.text
@@ -115,5 +115,5 @@ def test_a_policy_that_raises_ends_no_turn() -> None:
         raise ZeroDivisionError("a plug-in's own")
 
     decider, turns, placements, slots = situation(Asked(fail))
-    assert decider.victims([Unit(leader=make_record("new", position=5))], turns, placements, slots) == []
+    assert decider.victims([Unit(leader=make_record("new", position=5))], lambda: turns, placements, slots) == []
     assert decider.num_wrong == 1
