@@ -204,8 +204,7 @@ class JobRecord:
 
     def view(self) -> JobView:
         """Return the scheduler's frozen view of the job; the same one until something in it changes."""
-        trial = self.trial_seconds.get(self.num_threads or 1)
-        progress = (self.slot, self.step, self.step_seconds or trial, self.slot_seconds, self.num_preemptions)
+        progress = (self.slot, self.step, self.step_seconds or self.trial, self.slot_seconds, self.num_preemptions)
         state = (self.submission, self.submit_time, self.waiting_since, self.first_start, self.measured_bytes, *progress)
         if self._view is None or self._view[0] != state:
             self._view = (state, self._seen())
