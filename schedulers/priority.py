@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from schedulers.base import JSON, Epochs, Event, JobView, Quantum, SchedulerConfigError
-from schedulers.keyed import KeyPolicy
-from schedulers.rotation import Rotation
+from schedulers.base import Epochs, JobView, Quantum, SchedulerConfigError
+from schedulers.rotating import RotatingPolicy
 
 _PREEMPT = ("epoch", "step")
 
 
-class Priority(KeyPolicy):
+class Priority(RotatingPolicy):
     """The paper's "Priority Scheduling" by epochs.
 
     Args:
@@ -24,12 +23,13 @@ class Priority(KeyPolicy):
     """
 
     needs: frozenset[str] = frozenset({"priority"})
+    quantum: Quantum = Epochs(1)
 
     def __init__(self, preempt: str = "epoch") -> None:
         if preempt not in _PREEMPT:
             raise SchedulerConfigError(f"option 'preempt': expected {' or '.join(_PREEMPT)}, got {preempt!r}")
         self.preempts: bool = preempt == "step"
-        self._rotation = Rotation()
+        super().__init__()
 
     def key(self, unit: JobView, now: float) -> tuple[float, ...]:
         """Return the unit's priority value, and among equals its place in the rotation."""
@@ -39,22 +39,6 @@ class Priority(KeyPolicy):
         """Return the unit's priority value: equals do not stop each other."""
         return (float(unit.priority),)
 
-    def quantum_of(self, unit: JobView) -> Quantum:
-        """Return one epoch."""
-        return Epochs(1)
-
     def explain(self, unit: JobView, now: float) -> str:
         """Return the unit's priority."""
         return f"its priority is {unit.priority}; lower values go first, equal ones by turns of one epoch"
-
-    def on_event(self, event: Event) -> None:
-        """Send a unit that arrives or had its turn to the end of the rotation."""
-        self._rotation.on_event(event)
-
-    def state_dict(self) -> dict[str, JSON]:
-        """Return the rotation as JSON."""
-        return self._rotation.state_dict()
-
-    def load_state_dict(self, state: dict[str, JSON]) -> None:
-        """Take over a rotation that ``state_dict`` returned."""
-        self._rotation.load_state_dict(state)

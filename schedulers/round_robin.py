@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from schedulers.base import JSON, Event, JobView, Quantum
-from schedulers.keyed import KeyPolicy
+from schedulers.base import JobView, Quantum
 from schedulers.quanta import parse_quantum, time_text
-from schedulers.rotation import Rotation
+from schedulers.rotating import RotatingPolicy
 
 
-class RoundRobin(KeyPolicy):
+class RoundRobin(RotatingPolicy):
     """The paper's "Round Robin", where a turn is one epoch and nobody is interrupted.
 
     Where we differ: the quantum may also be a number of steps or a time, since epochs of very different
@@ -27,7 +26,7 @@ class RoundRobin(KeyPolicy):
 
     def __init__(self, quantum: str | Quantum = "1epoch") -> None:
         self.quantum = parse_quantum(quantum)
-        self._rotation = Rotation()
+        super().__init__()
 
     def key(self, unit: JobView, now: float) -> tuple[float, ...]:
         """Return the unit's place in the rotation: the least has waited longest for a turn."""
@@ -36,15 +35,3 @@ class RoundRobin(KeyPolicy):
     def explain(self, unit: JobView, now: float) -> str:
         """Return for how long the unit has waited for its turn."""
         return f"it has waited {time_text(unit.wait_seconds(now))} for its turn; everybody gets one before it comes again"
-
-    def on_event(self, event: Event) -> None:
-        """Send a unit that arrives or had its turn to the end of the rotation."""
-        self._rotation.on_event(event)
-
-    def state_dict(self) -> dict[str, JSON]:
-        """Return the rotation as JSON."""
-        return self._rotation.state_dict()
-
-    def load_state_dict(self, state: dict[str, JSON]) -> None:
-        """Take over a rotation that ``state_dict`` returned."""
-        self._rotation.load_state_dict(state)
