@@ -9,13 +9,13 @@ lie in one *space*: a layer in the sense of PAM, section 3.1, and in residual ne
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 
 class Kind(StrEnum):
@@ -82,7 +82,7 @@ class Layer:
     name: str
     kind: Kind
     inputs: tuple[int, ...]
-    target: OpOverload | None
+    target: Callable[..., Any] | None
     args: tuple[Any, ...]
     tensors: dict[str, Tensor]
     shape: tuple[int, ...]

@@ -77,7 +77,7 @@ def distances(first: View, second: View) -> Tensor:
     """
     one, other = _damped(first.moment), _damped(second.moment)
     both = torch.cat([first.weights, second.weights])
-    scaled = both @ other @ torch.linalg.solve(one + other, one)  # rows w' Q; Q is symmetric
+    scaled = (one @ torch.linalg.solve(one + other, other @ both.T)).T  # Q w; Q is symmetric
     own = (scaled * both).sum(1)
     split = len(first.weights)
     return ((own[:split, None] + own[None, split:]) / 2 - scaled[:split] @ second.weights.T).clamp_min(0)

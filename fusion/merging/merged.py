@@ -52,7 +52,7 @@ class Step:
     name: str
     kind: Kind
     inputs: tuple[int, ...]
-    target: OpOverload | None
+    target: Callable[..., Any] | None
     args: tuple[Any, ...]
     space: int
     tasks: int
@@ -152,7 +152,8 @@ class MergedNetwork(nn.Module):
         values: dict[int, Any] = {}
         for position, step in enumerate(self.steps):
             if step.tasks & wanted:
-                values[position] = self._run(position, step, [values[source] for source in step.inputs] if step.inputs else [x])
+                given = [x] if step.kind is Kind.INPUT else [values[source] for source in step.inputs]
+                values[position] = self._run(position, step, given)
                 if gate is not None and step.is_read and step.space in self.prunable:
                     values[position] = gate(step, values[position])
         return values
@@ -210,7 +211,7 @@ class MergedNetwork(nn.Module):
     def _run(self, position: int, step: Step, given: list[Any]) -> Any:
         if step.kind is Kind.INPUT:
             return given[0]
-        if step.kind not in MAKERS | {Kind.OPAQUE}:
+        if step.kind not in MAKERS:
             given = [self._fitted(step, self.steps[source], value) for source, value in zip(step.inputs, given, strict=True)]
         if step.kind in OWNING:
             return run_owning(step, given[0], self.part(position), training=self.training, momentum=self.momentum)
@@ -220,11 +221,11 @@ class MergedNetwork(nn.Module):
         assert step.target is not None
         return step.target(*(switched(step, args, training=self.training)))
 
-    def _fitted(self, step: Step, source: Step, value: Tensor) -> Tensor:
-        """Return a feature with the neurons of ``step`` alone, where its source has some of other tasks."""
-        if step.tasks == source.tasks or step.space == 0:
+    def _fitted(self, step: Step, source: Step, value: Any) -> Any:
+        """Return a feature with the neurons of the tasks of ``step`` alone, where its source has some of other tasks."""
+        if step.tasks == source.tasks or source.space == 0 or not isinstance(value, Tensor):
             return value
-        mine, theirs = self.channels(step), self.channels(source)
+        mine, theirs = self.neurons[source.space].of(step.tasks), self.channels(source)
         if len(mine) == len(theirs):
             return value
         chosen = torch.searchsorted(theirs, mine)
@@ -271,7 +272,7 @@ def filled(args: Any, given: Sequence[Any], held: Callable[[Held], Any]) -> Any:
 
 def switched(step: Step, args: Any, *, training: bool) -> Any:
     """Return the arguments of a dropout with the mode that the module is in."""
-    is_dropout = step.target is not None and step.target._schema.name.endswith("dropout") and len(args) == 3
+    is_dropout = isinstance(step.target, OpOverload) and step.target._schema.name.endswith("dropout") and len(args) == 3
     return (*args[:2], training) if is_dropout else args
 
 

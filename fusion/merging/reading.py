@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
+import functools
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -17,22 +17,10 @@ from fusion.graph.errors import FusionError
 from fusion.graph.normalize import normalize
 from fusion.graph.operators import packet
 from fusion.graph.rebatch import rebatch
+from fusion.merging.channelwise import ARITHMETIC, FLATTENS, JOINS, by_name_alone, has_no_effect, keeps_apart, plain, shape_of
+from fusion.merging.checking import check_reading
 from fusion.merging.errors import MergeError
 from fusion.merging.layers import MAKERS, OWNING, Constant, Kind, Layer, Network, Slot
-
-_ACTIVATIONS = frozenset(
-    {
-        *("relu", "relu6", "gelu", "silu", "elu", "celu", "selu", "leaky_relu", "sigmoid", "tanh", "hardtanh", "hardswish"),
-        *("hardsigmoid", "softplus", "mish", "logsigmoid", "clamp", "clamp_min", "clamp_max", "neg", "abs", "square", "sqrt"),
-        *("exp", "log", "detach", "clone", "contiguous", "dropout", "feature_dropout", "alpha_dropout"),
-    }
-)
-_POOLS = frozenset(
-    ["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d"]
-)
-_JOINS = frozenset(["add", "sub", "mul"])
-_OVER_POSITIONS = (([2, 3],), ([3, 2],), ([-2, -1],), ([-1, -2],))
-_FLATTENS = frozenset(["flatten", "view", "reshape", "_unsafe_view", "squeeze"])
 
 
 def read_network(model: nn.Module, example: Tensor, *, name: str, private: Collection[str] = ()) -> Network:
@@ -46,7 +34,8 @@ def read_network(model: nn.Module, example: Tensor, *, name: str, private: Colle
             as they are, and what they read stays as it is.
 
     Raises:
-        MergeError: If it cannot be read; the message names all layers that are not understood.
+        MergeError: If it cannot be read; the message names all layers that are not understood. Also if the layers do not
+            answer as the network does, on the example and on a batch of another size.
     """
     try:
         captured = capture(model, (example,), None, training=False, label=name)
@@ -56,7 +45,9 @@ def read_network(model: nn.Module, example: Tensor, *, name: str, private: Colle
             captured, _ = rebatch(captured, name)
     except FusionError as error:
         raise MergeError(f"{name}: {error}") from error
-    return _Reader(captured, name, tuple(private)).network(example)
+    network = _Reader(captured, name, tuple(private)).network(example)
+    check_reading(network, captured)
+    return network
 
 
 class _Reader:
@@ -93,7 +84,7 @@ class _Reader:
             self.problems.append(f"{self.name}: takes several inputs; expected one tensor")
             return
         value = node.meta["val"]
-        shape = _shape(value)
+        shape = shape_of(value)
         if not value.is_floating_point() or not shape:
             self.problems.append(
                 f"{self.name}: takes {value.dtype} of shape (N, {', '.join(map(str, shape))}); expected floating point, "
@@ -108,8 +99,16 @@ class _Reader:
                 return  # arithmetic of sizes
             self._refuse(node, "is made of parameters alone")
             return
-        if packet(node) == "sym_size" and not self._is_private(node):
+        if packet(node) == "sym_size":
             return  # the batch; what uses it is checked by shape
+        if not self._is_private(node) and has_no_effect(node, features[0]):
+            self.position[node] = self.position[features[0]]
+            return
+        if len(features) == 1 and not self._is_private(node) and self._adds_positions(node, features[0]):
+            return
+        if any(source.op == "get_attr" and str(source.target) not in self.captured.tensors for source in node.all_input_nodes):
+            self._refuse(node, "takes functions")
+            return
         kind = self._kind(node, features)
         if kind is not None:
             self._append_kind(node, kind, features)
@@ -119,34 +118,36 @@ class _Reader:
         if self._is_private(node):
             return Kind.OPAQUE
         name, source = packet(node), self.layers[self.position[features[0]]]
-        shape = _shape(node.meta["val"]) if isinstance(node.meta.get("val"), Tensor) else ()
+        shape = shape_of(node.meta["val"]) if isinstance(node.meta.get("val"), Tensor) else ()
         known = {"conv2d": self._conv, "linear": self._linear, "batch_norm": self._norm}
         if name in known and len(features) == 1:
             return known[name](node, source)
-        if name in _JOINS and len(features) == 2:
+        if name in JOINS and len(features) == 2:
             return self._pair(node, features)
-        if len(features) == 1 and self._keeps_apart(node, name, source, shape):
-            return Kind.FLATTEN if name in _FLATTENS and shape != source.shape else Kind.EACH
+        if len(features) == 1 and (keeps_apart(node, name, source, shape) or (name in ARITHMETIC and self._fits(node, source))):
+            return Kind.FLATTEN if name in FLATTENS and shape != source.shape else Kind.EACH
         return self._refuse(node, "is not known to keep neurons apart")
 
     def _pair(self, node: fx.Node, features: list[fx.Node]) -> Kind | None:
         widths = {self.layers[self.position[feature]].width for feature in features}
-        if len(widths) == 1 and len({len(_shape(feature.meta["val"])) for feature in features}) == 1:
+        if len(widths) == 1 and len({len(shape_of(feature.meta["val"])) for feature in features}) == 1:
             return Kind.JOIN
         return self._refuse(node, f"joins features of {' and '.join(map(str, sorted(widths)))} channels")
 
-    def _keeps_apart(self, node: fx.Node, name: str, source: Layer, shape: tuple[int, ...]) -> bool:
-        """Return whether an operator over one feature leaves each neuron's values its own."""
-        if name in _ACTIVATIONS:
-            return True
-        if name in _POOLS:
-            return len(source.shape) == 3
-        if name == "mean":
-            return len(source.shape) == 3 and node.args[1:2] in _OVER_POSITIONS
-        if name in _FLATTENS:
-            flat = (math.prod(source.shape),) if source.shape else None
-            return shape in (flat, source.shape)
-        return name in _JOINS | {"div", "pow"} and self._fits(node, source)
+    def _adds_positions(self, node: fx.Node, source: fx.Node) -> bool:
+        """Read ``view(N, C, 1, 1)`` of ``(N, C)`` as layers that do not name the width; returns whether it is one."""
+        value, layer = node.meta.get("val"), self.layers[self.position[source]]
+        if packet(node) not in FLATTENS or not isinstance(value, Tensor) or layer.shape != (layer.width,):
+            return False
+        shape = shape_of(value)
+        if len(shape) < 2 or shape != (layer.width, *[1] * (len(shape) - 1)):
+            return False
+        inputs, unsqueeze = (self.position[source],), torch.ops.aten.unsqueeze.default
+        for count in range(1, len(shape)):
+            self._append(node, Kind.EACH, inputs, unsqueeze, (Slot(0), -1), {}, space=layer.space)
+            self.layers[-1] = replace(self.layers[-1], shape=shape[: count + 1])
+            inputs = (self.position[node],)
+        return True
 
     def _conv(self, node: fx.Node, source: Layer) -> Kind | None:
         args = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False))
@@ -161,8 +162,11 @@ class _Reader:
         return Kind.LINEAR if len(source.shape) == 1 else self._refuse(node, "reads something other than (N, features)")
 
     def _norm(self, node: fx.Node, source: Layer) -> Kind | None:
-        has_all = all(isinstance(node.args[position], fx.Node) for position in (3, 4))
-        return Kind.NORM if has_all else self._refuse(node, "normalizes by the batch at hand, without statistics")
+        if not all(isinstance(node.args[position], fx.Node) for position in (3, 4)):
+            return self._refuse(node, "normalizes by the batch at hand, without statistics")
+        if source.shape[0] != source.width:
+            return self._refuse(node, "normalizes the positions of a neuron apart")
+        return Kind.NORM
 
     def _fits(self, node: fx.Node, source: Layer) -> bool:
         """Return whether the other operand is a number, or a constant over the input."""
@@ -174,7 +178,7 @@ class _Reader:
         return all(value is not None and (value.numel() == 1 or over_input) for value in values)
 
     def _is_private(self, node: fx.Node) -> bool:
-        path = node.meta.get("path", "")
+        path = node.meta.get("path") or node.name
         return any(path == name or path.startswith(f"{name}.") for name in self.private)
 
     def _refuse(self, node: fx.Node, why: str) -> None:
@@ -187,7 +191,21 @@ class _Reader:
         if isinstance(node.meta.get("val"), Tensor):
             self._append(node, Kind.OPAQUE, (), None, (), {}, space=self._new_space())
 
+    def _add_number(self, node: fx.Node) -> None:
+        """Read a size of the batch, or arithmetic with it, as a layer that gives a number."""
+        if packet(node) == "sym_size":
+            self.held.add(self._new_space())
+            size = torch.ops.aten.sym_size.int
+            self._append(node, Kind.OPAQUE, (0,), size, (Slot(0), 0), {}, space=len(self.same) - 1)
+        else:
+            self._append_kind(node, Kind.OPAQUE, [])
+
     def _append_kind(self, node: fx.Node, kind: Kind, features: list[fx.Node]) -> None:
+        if kind is Kind.OPAQUE:
+            for source in node.all_input_nodes:
+                if source.op == "call_function" and source not in self.position:
+                    self._add_number(source)
+            features = [source for source in node.all_input_nodes if source in self.position]
         inputs = tuple(self.position[feature] for feature in features)
         spaces = [self.layers[position].space for position in inputs]
         tensors: dict[str, Tensor] = {}
@@ -210,19 +228,22 @@ class _Reader:
                 self._join(space, other)
         if kind is Kind.OPAQUE:
             self.held.add(space)
-        assert isinstance(node.target, OpOverload)
-        self._append(node, kind, inputs, node.target, args, tensors, space=space)
+        target = node.target
+        assert callable(target)
+        if named := by_name_alone(node):
+            target = functools.partial(target, **named)
+        self._append(node, kind, inputs, target, args, tensors, space=space)
 
     def _arguments(self, node: fx.Node, numbers: dict[fx.Node, int]) -> tuple[Any, ...]:
-        assert isinstance(node.target, OpOverload)
         named = [*node.args]
-        schema = node.target._schema.arguments
+        schema = node.target._schema.arguments if isinstance(node.target, OpOverload) else []
+        schema = [argument for argument in schema if not argument.kwarg_only]
         for argument in schema[len(node.args) :]:  # keywords in the order of the schema
             if argument.name in node.kwargs:
                 named.append(node.kwargs[argument.name])
             elif any(later.name in node.kwargs for later in schema[len(named) :]):
                 named.append(argument.default_value)
-        return tuple(_plain(fx.map_arg(value, lambda n: self._stand_in(n, numbers))) for value in named)
+        return tuple(plain(fx.map_arg(value, lambda n: self._stand_in(n, numbers))) for value in named)
 
     def _stand_in(self, node: fx.Node, numbers: dict[fx.Node, int]) -> Any:
         if node in numbers:
@@ -245,14 +266,14 @@ class _Reader:
         node: fx.Node,
         kind: Kind,
         inputs: tuple[int, ...],
-        target: OpOverload | None,
+        target: Callable[..., Any] | None,
         args: tuple[Any, ...],
         tensors: dict[str, Tensor],
         *,
         space: int,
     ) -> None:
         value = node.meta.get("val")
-        shape = _shape(value) if isinstance(value, Tensor) else ()
+        shape = shape_of(value) if isinstance(value, Tensor) else ()
         width = shape[0] if shape else 0
         if kind is Kind.FLATTEN or (kind not in MAKERS | {Kind.INPUT, Kind.OPAQUE} and inputs):
             width = self.layers[inputs[0]].width
@@ -306,15 +327,3 @@ class _Reader:
     def _join(self, one: int, other: int) -> None:
         first, second = sorted((self._root(one), self._root(other)))
         self.same[second] = first
-
-
-def _shape(value: Tensor) -> tuple[int, ...]:
-    """Return a shape without the batch."""
-    return tuple(int(size) for size in value.shape[1:])
-
-
-def _plain(value: Any) -> Any:
-    """Return fx's immutable collections as plain ones."""
-    if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value) if isinstance(value, tuple) else [_plain(item) for item in value]
-    return value

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusion.merging.layers import MAKERS, OWNING, Constant, Kind, Layer, Network
 from fusion.merging.merged import Held, MergedNetwork, Part, Step, input_neurons
-from fusion.merging.neurons import Neurons, bits_of, in_order
+from fusion.merging.neurons import INPUT, Neurons, bits_of, in_order
 from fusion.merging.union import Node, Union, unite
 
 _NORM_START = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
@@ -112,7 +112,7 @@ def _tensors(
             start = _NORM_START.get(name, 0.0) if node.kind is Kind.NORM else 0.0
             rows = example.new_full((len(mine), *example.shape[1:]), start)
             for task, layer in node.layers.items():
-                places = (mine.origin == union.tasks.index(task)).nonzero().flatten()
+                places = _rows_of(mine, union.tasks.index(task))
                 rows[places] = layer.tensors[name].detach()[mine.index[places]]
             found[name] = rows
     return found
@@ -125,10 +125,14 @@ def _weight(union: Union, node: Node, mine: Neurons, theirs: Neurons, positions:
     weight = example.new_zeros((len(mine), len(theirs), *tail))
     for task, layer in node.layers.items():
         number = union.tasks.index(task)
-        rows = (mine.origin == number).nonzero().flatten()
-        columns = ((theirs.origin == number) | (theirs.origin < 0)).nonzero().flatten()
+        rows, columns = _rows_of(mine, number), _rows_of(theirs, number)
         weight[rows[:, None], columns] = _by_neuron(layer, tail)[mine.index[rows][:, None], theirs.index[columns]]
     return weight.flatten(1) if is_linear else weight
+
+
+def _rows_of(neurons: Neurons, number: int) -> Tensor:
+    """Return the positions of the neurons that a network has: those that came from it, or the input's."""
+    return ((neurons.origin == number) | (neurons.origin == INPUT)).nonzero().flatten()
 
 
 def _by_neuron(layer: Layer, tail: tuple[int, ...]) -> Tensor:

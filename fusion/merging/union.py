@@ -1,8 +1,9 @@
 """Several networks as one graph: the layers that correspond are one node, from the input on.
 
 Two layers correspond if they do the same (operator, kernel, stride, size of the feature) to features that correspond. The
-output layers never do (PAM, section 5.1, steps 1 to 3). Networks that part ways, or end, at different depths therefore share
-what comes before; of three networks two may share more than all of them.
+output layers never do (PAM, section 5.1, steps 1 to 3), and what changes the input's channels (normalization, say) only if its
+values are the same. Networks that part ways, or end, at different depths therefore share what comes before; of three networks
+two may share more than all of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fusion.merging.errors import MergeError
-from fusion.merging.layers import MAKERS, OWNING, Kind, Layer, Network
+from fusion.merging.layers import MAKERS, OWNING, Constant, Kind, Layer, Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -156,7 +157,8 @@ def _insert(network: Network, nodes: dict[object, _Draft], apart: frozenset[str]
     for layer in network.layers:
         inputs = tuple(places[position] for position in layer.inputs)
         own = layer.kind is Kind.OPAQUE or layer.name in apart or (layer.kind in MAKERS and layer.space == ending)
-        signature: object = (_signature(layer), inputs, network.name if own else None)
+        content = _content(layer) if layer.space == network.layers[0].space else ()  # the input's channels are one for all
+        signature: object = (_signature(layer), inputs, network.name if own else None, content)
         seen[signature] = seen.get(signature, 0) + 1  # parallel branches that are alike stay apart
         key = (signature, seen[signature])
         if key not in nodes:
@@ -175,6 +177,10 @@ def _signature(layer: Layer) -> object:
     shape = layer.shape[1:] if layer.kind is not Kind.FLATTEN else layer.positions
     args = _frozen(_spelled(layer))
     return (layer.kind, str(layer.target), kernel, shape, args, "bias" in layer.tensors or layer.kind not in OWNING)
+
+
+def _content(layer: Layer) -> object:
+    return tuple((name, Constant(tensor)) for name, tensor in sorted(layer.tensors.items()))
 
 
 _CONV_DEFAULTS = ((1, 1), (0, 0), (1, 1), 1)
