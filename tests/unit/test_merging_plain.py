@@ -72,6 +72,7 @@ def test_the_owners_module_answers_as_the_pruned_network(kind):
     model = model_of(kind)
     network = read(kind, model)
     merged = shrunk(network)
+    assert [step.name for step in merged.steps] == [layer.name for layer in network.layers]
     sizes = [parameter.numel() for parameter in model.parameters()]
     pruned = pruned_module(model, network, merged)
     assert type(pruned) is kind
