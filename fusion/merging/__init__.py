@@ -1,0 +1,1 @@
+"""Pruning-aware merging: one network in which every subset of tasks is cheap."""
