@@ -1,6 +1,7 @@
-"""The single networks that the merging benchmark starts from: trained to a plateau, or read back from a folder.
+"""The single networks that the merging benchmark starts from: trained, or read back from a folder.
 
 The paper on merging (named in ``merging_data``) does not state how its networks were trained.
+Sixteen epochs of LeNet-5 are not its plateau: thirty-two gain one point more (task A, seed 0: 91.0 to 92.0 % of validation).
 """
 
 from __future__ import annotations
