@@ -201,6 +201,7 @@ class MergedNetwork(nn.Module):
                     continue
                 mask = mask.repeat_interleave(source.positions, 1) if step.kind is Kind.LINEAR else mask[:, :, None, None]
                 part.mask = mask.to(part.weight.device, part.weight.dtype)
+                part.weight.data.mul_(part.mask)  # an edge that opens later starts at zero
 
     def _run(self, position: int, step: Step, given: list[Any]) -> Any:
         if step.kind is Kind.INPUT:
