@@ -69,7 +69,7 @@ def _without_input(union: Union, groups: Groups, origin: Tensor, space: int) -> 
                 own[which] = origin[which]
                 notes.append(
                     f"{node.name}: {int(which.sum())} neurons of {_named(group, union.tasks)} are back in their own networks, "
-                    f"for {source.name!r} has no neuron for all of these tasks"
+                    f"for {union.spaces[source.space].name!r} has no neuron for all of these tasks"
                 )
     return notes
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
 from fusion.merging.config import EstimatorConfig, RegroupConfig
+from fusion.merging.merge import read_models
 from fusion.merging.samples import MergeData, Samples
+from fusion.merging.union import Union
 from tests.unit.merging_networks import inputs_of
 
 SMALL = EstimatorConfig(num_samples=32, num_draws=1, num_null=1)
@@ -33,6 +36,12 @@ def data_for(kind: type[nn.Module], num_tasks: int = 2, rows: int = 48) -> Merge
 def networks_of(kind: type[nn.Module], num_tasks: int = 2) -> dict[str, nn.Module]:
     """Return networks by task, of unequal widths."""
     return {"ABCD"[task]: kind(num_outputs=2, width=4 + task, seed=task).eval() for task in range(num_tasks)}
+
+
+@cache
+def union_of(kind: type[nn.Module], num_tasks: int = 2) -> Union:
+    """Return these networks put together."""
+    return read_models(networks_of(kind, num_tasks), data_for(kind, num_tasks))
 
 
 def deviation(merged: nn.Module, models: dict[str, nn.Module], inputs: torch.Tensor) -> float:

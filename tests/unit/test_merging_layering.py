@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,13 +31,13 @@ def literal(sources: dict[int, list[int]], outputs: set[int]) -> list[set[int]]:
 
 @settings(deadline=None, max_examples=50)
 @given(widths=st.lists(st.integers(1, 3), min_size=2, max_size=5), draw=st.data())
-def test_where_each_layer_reads_the_one_before_the_layers_are_those_of_the_paper(widths: list[int], draw: st.DataObject) -> None:
+def test_on_plain_chains_the_layers_are_those_of_the_paper(widths: list[int], draw: st.DataObject) -> None:
     layers, total = [], 0
     for width in widths:
         layers.append(list(range(total, total + width)))
         total += width
     sources: dict[int, list[int]] = {vertex: [] for vertex in layers[0]}
-    for before, layer in zip(layers, layers[1:], strict=False):
+    for before, layer in pairwise(layers):
         for vertex in layer:
             sources[vertex] = draw.draw(st.lists(st.sampled_from(before), min_size=1, unique=True))
         for unread in set(before) - {each for vertex in layer for each in sources[vertex]}:

@@ -14,15 +14,16 @@ from torch import nn
 from fusion.merging.config import Threshold
 from fusion.merging.errors import MergeError
 from fusion.merging.guards import Groups, guard
-from fusion.merging.merge import read_models, reconnect_plan, regroup
+from fusion.merging.merge import reconnect_plan, regroup
+from fusion.merging.merged import Part
 from fusion.merging.neurons import Neurons
 from fusion.merging.plan import Regrouping
 from fusion.merging.reconnect import own_groups
 from fusion.merging.regroup import Traces, hidden, trace_networks
 from fusion.merging.searching import Search, grow, resolve
 from tests.unit.merging_layers import two_nets
-from tests.unit.merging_networks import KINDS, LeNet, Mlp, ResNet, random_groups, united
-from tests.unit.merging_regroupings import SMALL, config, data_for, deviation, networks_of
+from tests.unit.merging_networks import KINDS, LeNet, Mlp, ResNet, random_groups
+from tests.unit.merging_regroupings import SMALL, config, data_for, deviation, networks_of, union_of
 
 EXACT = 1e-5  # single precision, sums in another order
 
@@ -37,8 +38,7 @@ def search_of(num_neurons: int = 6, bits: int = 3) -> Search:
 
 def traces_of(kind: type[nn.Module] = Mlp, num_tasks: int = 2, **options: object) -> Traces:
     """Traces of small networks."""
-    data = data_for(kind, num_tasks)
-    return trace_networks(read_models(networks_of(kind, num_tasks), data), data, config(**options))
+    return trace_networks(union_of(kind, num_tasks), data_for(kind, num_tasks), config(**options))
 
 
 def found_in(plan: Regrouping) -> list[object]:
@@ -90,11 +90,10 @@ def test_a_larger_alpha_keeps_the_set_of_a_smaller_one() -> None:
 @pytest.mark.parametrize("num_tasks", [2, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_limit_each_network_comes_back_as_it_was(kind: type[nn.Module], num_tasks: int) -> None:
-    data, models = data_for(kind, num_tasks), networks_of(kind, num_tasks)
-    union = read_models(models, data)
+    data, union = data_for(kind, num_tasks), union_of(kind, num_tasks)
     plan = regroup(union, data, config(alpha=inf))
     assert all(space.num_shared == 0 for space in plan.spaces)
-    assert deviation(reconnect_plan(union, plan), models, data.train.inputs) <= EXACT
+    assert deviation(reconnect_plan(union, plan), networks_of(kind, num_tasks), data.train.inputs) <= EXACT
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.4])
@@ -102,9 +101,8 @@ def test_every_plan_can_be_wired_and_gives_every_neuron_something_to_read(alpha:
     traces = traces_of(ResNet, 3, min_neurons=2)
     plan = traces.regroup(alpha)
     merged = reconnect_plan(traces.union, plan)
-    for position, part in ((position, merged.part(position)) for position, step in enumerate(merged.steps) if step.inputs):
-        if part is not None and part.mask is not None:
-            assert bool(part.mask.flatten(1).any(1).all())
+    masks = [part.mask for part in merged.parts.values() if isinstance(part, Part) and part.mask is not None]
+    assert all(bool(mask.flatten(1).any(1).all()) for mask in masks)
     for space in plan.spaces:
         assert all(len(space.neurons.of(1 << task)) >= 2 for task in range(3))
     assert merged(data_for(ResNet).train.inputs).keys() == set("ABC")
@@ -116,7 +114,7 @@ def test_dropping_what_two_sets_have_is_refused_where_it_empties_a_layer() -> No
 
 
 def test_a_group_without_input_goes_home_and_so_do_those_behind_it() -> None:
-    union = united(LeNet, 2)
+    union = union_of(LeNet)
     spaces = hidden(union)
     owners = {space: own_groups(union, space) for space in union.spaces if space}
     groups: Groups = {space: neurons.group.clone() for space, neurons in owners.items()}
@@ -131,7 +129,7 @@ def test_a_group_without_input_goes_home_and_so_do_those_behind_it() -> None:
 
 
 def test_a_task_gets_back_those_of_its_neurons_that_tell_most() -> None:
-    union = united(Mlp, 2)
+    union = union_of(Mlp)
     spaces = hidden(union)
     owners = {space: own_groups(union, space) for space in union.spaces if space}
     groups: Groups = {space: neurons.group.clone() for space, neurons in owners.items()}
@@ -145,7 +143,7 @@ def test_a_task_gets_back_those_of_its_neurons_that_tell_most() -> None:
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10**6), kind=st.sampled_from(KINDS), least=st.integers(1, 3))
 def test_after_the_guards_every_group_has_input_and_every_task_neurons(seed: int, kind: type[nn.Module], least: int) -> None:
-    union = united(kind, 2)
+    union = union_of(kind)
     drawn = random_groups(union, seed)
     owners = {space: own_groups(union, space) for space in union.spaces if space}
     groups = {space: (drawn[space] if space in drawn else owners[space]).group.clone() for space in owners}
