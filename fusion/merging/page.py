@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fusion.merging.plots import figures, svg_of
-from fusion.merging.records import ALONE, ORIGINAL, OURS, ZIPPED, MergeReport, joined
+from fusion.merging.records import OURS, TITLES, MergeReport, joined
 from fusion.pages import count, head, milliseconds, percent, share, table, text
-
-_TITLES = {
-    ORIGINAL: "original",
-    ALONE: "B1: pruned alone",
-    ZIPPED: "B2: zipped, then pruned",
-    OURS: "PAM: merged, then pruned",
-}
 
 
 def write_page(report: MergeReport, folder: Path, *, title: str = "Merged models") -> None:
@@ -68,11 +61,11 @@ _CURVES = (
 
 def _summary(report: dict[str, Any]) -> str:
     gained = [
-        f"{name} takes {found['average']:.2f} times the FLOPs of {OURS} on average over the combinations of tasks, "
+        f"{TITLES[name]} takes {found['average']:.2f} times the FLOPs of {OURS} on average over the combinations of tasks, "
         f"{found['peak']:.2f} times at most"
         for name, found in report["gains"].items()
     ]
-    told = "; ".join(gained) or "No baselines were asked for"
+    told = "; ".join(gained)
     data = "held-out data" if report["is_held_out"] else "the data that chose (none were held out)"
     ours = report["schemes"][OURS]
     verdict = "" if ours["is_feasible"] else " <strong>Not every task is good enough; see the floors below.</strong>"
@@ -85,7 +78,7 @@ def _summary(report: dict[str, Any]) -> str:
 def _costs(report: dict[str, Any], pictures: Mapping[str, str]) -> str:
     """Return the paper's table 1: a line per combination, a column per scheme."""
     schemes = report["schemes"]
-    titles = ("", *(_TITLES[name] for name in schemes), *(f"gain over {name}" for name in report["gains"]))
+    titles = ("", *(TITLES[name] for name in schemes), *(f"gain over {name}" for name in report["gains"]))
     blanks = ("",) * len(report["gains"])
     rows: list[tuple[str, ...]] = [
         (f"score {task}", *(share(scheme["scores"][task]) for scheme in schemes.values()), *blanks) for task in report["tasks"]
@@ -112,7 +105,7 @@ def _latencies(report: dict[str, Any]) -> str:
         timings = [scheme["combinations"][number]["latency"] for scheme in schemes.values()]
         if all(timing is not None for timing in timings):
             rows.append((joined(record["tasks"]), *map(milliseconds, timings)))
-    titles = ("latency, ms", *(_TITLES[name] for name in schemes))
+    titles = ("latency, ms", *(TITLES[name] for name in schemes))
     told = (
         f"Median of forward passes of {report['latency_batch']} sample(s), all in turns, ± half their interquartile range; "
         "the modules are specialised to the combination. Fewer FLOPs are not always less time on small layers."
@@ -171,7 +164,7 @@ def _rounds(report: dict[str, Any], pictures: Mapping[str, str]) -> str:
         if rows:
             titles = ("round", "network", "scores on validation", "FLOPs", "", "after")
             inner = table(titles, rows, texts={1, 2, 3, 4})
-            tables.append(f"<details><summary>{text(_TITLES[name])}: {len(rows)} rounds</summary>{inner}</details>")
+            tables.append(f"<details><summary>{text(TITLES[name])}: {len(rows)} rounds</summary>{inner}</details>")
     if not tables:
         return ""
     floors = ", ".join(f"{task} {share(floor)}" for task, floor in report["floors"].items())

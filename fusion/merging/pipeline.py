@@ -187,7 +187,7 @@ class _Run:
         return MergeReport(
             tasks=self.union.tasks,
             schemes=found,
-            gains={name: gains(ours, found[name].flops) for name in (ALONE, ZIPPED) if name in found},
+            gains={name: gains(ours, scheme.flops) for name, scheme in found.items() if name != OURS},
             layers=record_layers(merged, self.union),
             curves=self._curves(best.plan.threshold),
             alpha=best.alpha,

@@ -11,6 +11,12 @@ from fusion.merging.gains import Combination, Gains
 from fusion.timer import Timing
 
 OURS, ALONE, ZIPPED, ORIGINAL = "PAM", "B1", "B2", "original"
+TITLES = {
+    ORIGINAL: "the original networks",
+    ALONE: "B1: pruned alone",
+    ZIPPED: "B2: zipped, then pruned",
+    OURS: "PAM: merged, then pruned",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +173,7 @@ class MergeReport:
     Attributes:
         tasks: In their order.
         schemes: By name: the networks given, PAM, and the baselines that were asked for.
-        gains: Of PAM over each baseline, in FLOPs.
+        gains: Of PAM over every other scheme, in FLOPs.
         layers: Of PAM's network, in the order of execution.
         curves: Of the estimator.
         alpha: That of the result.

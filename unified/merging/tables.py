@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
+from rich.text import Text
 
-from fusion.merging.records import OURS, CombinationRecord, MergeReport, joined
+from fusion.merging.records import OURS, TITLES, CombinationRecord, MergeReport, joined
 from unified.fusing.views import plain_table
 from unified.quantities import MISSING, count_text, plural, seconds_text
 
@@ -16,20 +17,16 @@ if TYPE_CHECKING:
 
 
 def end_table(report: MergeReport) -> RenderableType:
-    """Return a line per combination: score, FLOPs and latency of each scheme, and the gain in FLOPs over the baselines."""
-    schemes = report.schemes
-    titles = [f"{what} {name}" for what in ("score", "FLOPs", "latency") for name in schemes]
-    gained = [f"gain over {name}" for name in report.gains]
-    table = plain_table("tasks", *titles, *gained)
-    for number, record in enumerate(schemes[OURS].combinations):
-        rows = [scheme.combinations[number] for scheme in schemes.values()]
-        table.add_row(
-            joined(record.tasks),
-            *(f"{row.score:.2%}" for row in rows),
-            *(count_text(row.flops) for row in rows),
-            *(_latency(row) for row in rows),
-            *(f"{found.ratios[record.tasks]:.2f}x" for found in report.gains.values()),
-        )
+    """Return a line for each combination and scheme: score, FLOPs, latency, and its FLOPs over ours."""
+    table = plain_table("tasks", "network", "score", "FLOPs", "latency", "FLOPs over PAM")
+    table.columns[1].justify = "left"
+    for number, record in enumerate(report.schemes[OURS].combinations):
+        for place, (name, scheme) in enumerate(report.schemes.items()):
+            row = scheme.combinations[number]
+            gained = f"{report.gains[name].ratios[record.tasks]:.2f}x" if name in report.gains else ""
+            what = Text(TITLES[name], style="bold" if name == OURS else "")
+            costs = (f"{row.score:.2%}", count_text(row.flops), _latency(row), gained)
+            table.add_row("" if place else joined(record.tasks), what, *costs)
     return table
 
 
@@ -40,9 +37,13 @@ def end_lines(merged: Merged, num_threads: int) -> list[str]:
     if not report.is_held_out:
         lines.append("the scores are of the data that chose, for there are none held out")
     lines += [
-        f"{name} takes {found.average:.2f} times the FLOPs of {OURS} on average over the combinations, {found.peak:.2f} at most"
+        f"{TITLES[name]}: {found.average:.2f} times the FLOPs of {OURS} on average over the combinations, {found.peak:.2f} at most"
         for name, found in report.gains.items()
     ]
+    if not report.schemes[OURS].is_feasible:
+        lines.append(
+            "not every task is good enough: allow a larger --max-drop, train with more --steps, or share less (--alpha)"
+        )
     lines.append(f"alpha {report.alpha:g}, {seconds_text(report.seconds)} with {plural(num_threads, 'CPU thread')}")
     if merged.folder is not None:
         lines.append(f"the merged model and report.html are in {Path(merged.folder)}")
