@@ -20,7 +20,7 @@ class MergeSettings:
     Attributes:
         alpha: How much neurons of one task may tell about the others, a fraction of what the layer tells; small shares more,
             infinity nothing. None: several are tried, and the one with the least FLOPs is taken.
-        alphas: Those that are tried.
+        alphas: Those that are tried. With infinity among them, what is taken costs no more than networks pruned alone.
         max_drop: How much of its score a task may lose on validation data.
         prune: ``taylor`` (P2), ``vib`` (P1), or None: merge only.
         baselines: Whether to make B1 (each network pruned alone) and B2 (zipped, then pruned), too.
@@ -37,7 +37,7 @@ class MergeSettings:
     """
 
     alpha: float | None = None
-    alphas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
+    alphas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, math.inf)
     max_drop: float = 0.01
     prune: Method | None = "taylor"
     baselines: bool = False

@@ -37,7 +37,7 @@ def end_lines(merged: Merged, num_threads: int) -> list[str]:
     if not report.is_held_out:
         lines.append("the scores are of the data that chose, for there are none held out")
     lines += [
-        f"{TITLES[name]}: {found.average:.2f} times the FLOPs of {OURS} on average over the combinations, {found.peak:.2f} at most"
+        f"{TITLES[name]}: {found.average:.2f} times the FLOPs of {OURS} on average, at most {found.peak:.2f}"
         for name, found in report.gains.items()
     ]
     if not report.schemes[OURS].is_feasible:
