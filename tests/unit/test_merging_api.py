@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from fusion.merging.saving import load
 from torch import nn
 
 import unified
 from fusion.merging.samples import score
+from fusion.merging.saving import load
 from unified.errors import UnifiedError
 
 NUM = 160

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fusion.merging.errors import MergeError
+from fusion.merging.gates import Gates
 from fusion.merging.reading import read_network
-from fusion.merging.reconnect import reconnect
+from fusion.merging.reconnect import alone, reconnect
+from fusion.merging.resizing import resize
 from fusion.merging.union import unite
 
 
@@ -51,6 +53,17 @@ def test_flattened_features_keep_their_neurons(between, num_features):
     for name, model in zip("AB", both, strict=True):
         torch.testing.assert_close(merged(inputs)[name], model(inputs))
         torch.testing.assert_close(merged.specialize(name)(inputs)[name], model(inputs))
+
+
+def test_a_gate_at_zero_is_the_removal_of_a_neuron_read_after_flattening():
+    inputs = torch.randn(3, 1, 4, 4)
+    (model, _) = models(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Dropout()), 96)
+    merged = alone(read_network(model, inputs, name="A"))
+    (space,) = merged.prunable
+    kept = torch.tensor([0, 2, 3, 5])
+    gated = merged(inputs, gate=Gates(merged, {space: torch.zeros(6).index_fill(0, kept, 1.0)}))["A"]
+    resize(merged, {space: kept})
+    torch.testing.assert_close(merged(inputs)["A"], gated)
 
 
 def test_normalization_of_flattened_features_is_refused():
