@@ -3,7 +3,7 @@
     python examples/merge_digits.py [FOLDER]
 
 Which digit, and odd or even: on scikit-learn's digits (1,797 real images of 8 x 8). Writes FOLDER/merged with a model for every
-subset of tasks and report.html; about half a minute on one core.
+subset of tasks and report.html; half a minute to a minute on one core.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ if __name__ == "__main__":
         for task, values in labels.items()
     }
     merged = unified.merge(
-        models, data, max_drop=0.02, alpha=0.1, baselines=True, steps=20, threads=1, out=root / "merged",
+        models, data, max_drop=0.02, alpha=0.1, baselines=True, steps=10, threads=1, out=root / "merged",
     )  # fmt: skip
     for name, scheme in merged.report.schemes.items():
         costs = ", ".join(f"{'+'.join(record.tasks)} {record.flops / 1e3:.0f} kFLOP" for record in scheme.combinations)
