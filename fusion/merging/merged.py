@@ -64,6 +64,11 @@ class Step:
         """Values for each neuron."""
         return torch.Size(self.shape).numel()
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether its feature is ``(N, neurons * positions)``: after flattening."""
+        return len(self.shape) == 1 and self.kind is not Kind.INPUT
+
 
 class Part(nn.Module):
     """The tensors of one step, a row for each of its neurons."""
@@ -130,6 +135,7 @@ class MergedNetwork(nn.Module):
             else:
                 self.constants.register_buffer(name, value.detach().clone())
         self.momentum: float | None = None  # of the statistics of normalization, in place of each layer's own
+        self.lowerings: dict[object, dict[str, str]] = {}  # what specialize() measured: by subset and sizes, then by layer
         self.set_masks()
 
     def forward(self, x: Tensor, tasks: Collection[str] | None = None, gate: Gate | None = None) -> dict[str, Tensor]:
@@ -144,13 +150,32 @@ class MergedNetwork(nn.Module):
             Output by task, in the order of :attr:`tasks`.
         """
         wanted = self.bits(tasks)
+        values = self.features(x, wanted, gate)
+        return {task: values[self.outputs[task]] for number, task in enumerate(self.tasks) if wanted >> number & 1}
+
+    def features(self, x: Tensor, wanted: int, gate: Gate | None = None) -> dict[int, Any]:
+        """Return the feature of every step that the tasks ``wanted`` (bits) need, by position."""
         values: dict[int, Any] = {}
         for position, step in enumerate(self.steps):
             if step.tasks & wanted:
                 values[position] = self._run(position, step, [values[source] for source in step.inputs] if step.inputs else [x])
                 if gate is not None and step.is_read and step.space in self.prunable:
                     values[position] = gate(step, values[position])
-        return {task: values[self.outputs[task]] for number, task in enumerate(self.tasks) if wanted >> number & 1}
+        return values
+
+    def specialize(
+        self,
+        tasks: Collection[str],
+        *,
+        lowering: str | Mapping[str, str] = "auto",
+        share: bool = False,
+        example: Tensor | None = None,
+        single: bool = False,
+    ) -> nn.Module:
+        """Cut out a plain network for some tasks: see :func:`fusion.merging.specializing.specialize`."""
+        from fusion.merging.specializing import specialize  # it builds on this module
+
+        return specialize(self, tasks, lowering=lowering, share=share, example=example, single=single)
 
     def bits(self, tasks: Collection[str] | None) -> int:
         """Return the bits of some tasks, of all if None.
@@ -201,11 +226,12 @@ class MergedNetwork(nn.Module):
                     continue
                 mask = mask.repeat_interleave(source.positions, 1) if step.kind is Kind.LINEAR else mask[:, :, None, None]
                 part.mask = mask.to(part.weight.device, part.weight.dtype)
+                part.weight.data.mul_(part.mask)  # an edge that opens later starts at zero
 
     def _run(self, position: int, step: Step, given: list[Any]) -> Any:
         if step.kind is Kind.INPUT:
             return given[0]
-        if step.kind not in MAKERS | {Kind.OPAQUE}:
+        if step.kind not in MAKERS:
             given = [self._fitted(step, self.steps[source], value) for source, value in zip(step.inputs, given, strict=True)]
         if step.kind in OWNING:
             return run_owning(step, given[0], self.part(position), training=self.training, momentum=self.momentum)
@@ -217,13 +243,13 @@ class MergedNetwork(nn.Module):
 
     def _fitted(self, step: Step, source: Step, value: Tensor) -> Tensor:
         """Return a feature with the neurons of ``step`` alone, where its source has some of other tasks."""
-        if step.tasks == source.tasks or step.space == 0:
+        if step.tasks == source.tasks or source.space == 0:
             return value
-        mine, theirs = self.channels(step), self.channels(source)
+        mine, theirs = self.neurons[source.space].of(step.tasks), self.channels(source)
         if len(mine) == len(theirs):
             return value
         chosen = torch.searchsorted(theirs, mine)
-        if source.kind is Kind.FLATTEN:
+        if source.is_flat:
             chosen = (chosen[:, None] * source.positions + torch.arange(source.positions)).flatten()
         return value.index_select(1, chosen.to(value.device))
 

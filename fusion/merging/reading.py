@@ -20,19 +20,20 @@ from fusion.graph.rebatch import rebatch
 from fusion.merging.errors import MergeError
 from fusion.merging.layers import MAKERS, OWNING, Constant, Kind, Layer, Network, Slot
 
-_ACTIVATIONS = frozenset(
+# operators, by name, that keep neurons apart
+ACTIVATIONS = frozenset(
     {
         *("relu", "relu6", "gelu", "silu", "elu", "celu", "selu", "leaky_relu", "sigmoid", "tanh", "hardtanh", "hardswish"),
         *("hardsigmoid", "softplus", "mish", "logsigmoid", "clamp", "clamp_min", "clamp_max", "neg", "abs", "square", "sqrt"),
         *("exp", "log", "detach", "clone", "contiguous", "dropout", "feature_dropout", "alpha_dropout"),
     }
 )
-_POOLS = frozenset(
+POOLS = frozenset(
     ["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d"]
 )
-_JOINS = frozenset(["add", "sub", "mul"])
+JOINS = frozenset(["add", "sub", "mul"])
 _OVER_POSITIONS = (([2, 3],), ([3, 2],), ([-2, -1],), ([-1, -2],))
-_FLATTENS = frozenset(["flatten", "view", "reshape", "_unsafe_view", "squeeze"])
+FLATTENS = frozenset(["flatten", "view", "reshape", "_unsafe_view", "squeeze"])
 
 
 def read_network(model: nn.Module, example: Tensor, *, name: str, private: Collection[str] = ()) -> Network:
@@ -115,7 +116,7 @@ class _Reader:
             self._append_kind(node, kind, features)
 
     def _kind(self, node: fx.Node, features: list[fx.Node]) -> Kind | None:
-        """Return the kind of a node, None after noting why there is none."""
+        """Return the kind of a node; None if it changes nothing, or after noting why there is none."""
         if self._is_private(node):
             return Kind.OPAQUE
         name, source = packet(node), self.layers[self.position[features[0]]]
@@ -123,10 +124,13 @@ class _Reader:
         known = {"conv2d": self._conv, "linear": self._linear, "batch_norm": self._norm}
         if name in known and len(features) == 1:
             return known[name](node, source)
-        if name in _JOINS and len(features) == 2:
+        if name in JOINS and len(features) == 2:
             return self._pair(node, features)
+        if len(features) == 1 and name in FLATTENS and shape == source.shape:
+            self.position[node] = self.position[features[0]]  # changes nothing, but may name the width
+            return None
         if len(features) == 1 and self._keeps_apart(node, name, source, shape):
-            return Kind.FLATTEN if name in _FLATTENS and shape != source.shape else Kind.EACH
+            return Kind.FLATTEN if name in FLATTENS else Kind.EACH
         return self._refuse(node, "is not known to keep neurons apart")
 
     def _pair(self, node: fx.Node, features: list[fx.Node]) -> Kind | None:
@@ -137,16 +141,15 @@ class _Reader:
 
     def _keeps_apart(self, node: fx.Node, name: str, source: Layer, shape: tuple[int, ...]) -> bool:
         """Return whether an operator over one feature leaves each neuron's values its own."""
-        if name in _ACTIVATIONS:
+        if name in ACTIVATIONS:
             return True
-        if name in _POOLS:
+        if name in POOLS:
             return len(source.shape) == 3
         if name == "mean":
             return len(source.shape) == 3 and node.args[1:2] in _OVER_POSITIONS
-        if name in _FLATTENS:
-            flat = (math.prod(source.shape),) if source.shape else None
-            return shape in (flat, source.shape)
-        return name in _JOINS | {"div", "pow"} and self._fits(node, source)
+        if name in FLATTENS:
+            return bool(source.shape) and shape == (math.prod(source.shape),)
+        return name in JOINS | {"div", "pow"} and self._fits(node, source)
 
     def _conv(self, node: fx.Node, source: Layer) -> Kind | None:
         args = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False))
@@ -161,6 +164,8 @@ class _Reader:
         return Kind.LINEAR if len(source.shape) == 1 else self._refuse(node, "reads something other than (N, features)")
 
     def _norm(self, node: fx.Node, source: Layer) -> Kind | None:
+        if len(source.shape) == 1 and source.positions > 1:
+            return self._refuse(node, "normalizes several values of each neuron apart, after flattening")
         has_all = all(isinstance(node.args[position], fx.Node) for position in (3, 4))
         return Kind.NORM if has_all else self._refuse(node, "normalizes by the batch at hand, without statistics")
 
