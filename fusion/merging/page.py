@@ -60,25 +60,20 @@ _CURVES = (
 
 
 def _summary(report: dict[str, Any]) -> str:
-    gained = [
-        f"{TITLES[name]} takes {found['average']:.2f} times the FLOPs of {OURS} on average over the combinations of tasks, "
-        f"{found['peak']:.2f} times at most"
-        for name, found in report["gains"].items()
-    ]
-    told = "; ".join(gained)
+    told = ", ".join(f"over {name} {found['average']:.2f} ({found['peak']:.2f})" for name, found in report["gains"].items())
     data = "held-out data" if report["is_held_out"] else "the data that chose (none were held out)"
     ours = report["schemes"][OURS]
     verdict = "" if ours["is_feasible"] else " <strong>Not every task is good enough; see the floors below.</strong>"
     return (
-        f"<p>{text(told)}. Scores are of {text(data)}; alpha is {_alpha(report['alpha'])}; it took "
-        f"{report['seconds']:.0f} s.{verdict}</p>"
+        f"<p>Gain in FLOPs on average over the combinations of tasks (and at most): {text(told)}. Scores are of {text(data)}; "
+        f"alpha is {_alpha(report['alpha'])}; it took {report['seconds']:.0f} s.{verdict}</p>"
     )
 
 
 def _costs(report: dict[str, Any], pictures: Mapping[str, str]) -> str:
     """Return the paper's table 1: a line per combination, a column per scheme."""
     schemes = report["schemes"]
-    titles = ("", *(TITLES[name] for name in schemes), *(f"gain over {name}" for name in report["gains"]))
+    titles = ("", *schemes, *(f"gain over {name}" for name in report["gains"]))
     blanks = ("",) * len(report["gains"])
     rows: list[tuple[str, ...]] = [
         (f"score {task}", *(share(scheme["scores"][task]) for scheme in schemes.values()), *blanks) for task in report["tasks"]
@@ -92,7 +87,10 @@ def _costs(report: dict[str, Any], pictures: Mapping[str, str]) -> str:
         if report["gains"]:
             gained = (f"{found[end]:.2f}" for found in report["gains"].values())
             rows.append((f"{end} gain", *("",) * len(schemes), *gained))
-    told = "FLOPs are for one sample, two for each product of a live edge; what is elementwise does not count."
+    told = (
+        f"{'; '.join(TITLES[name] for name in schemes)}. FLOPs are for one sample, two for each product of a live edge; what "
+        "is elementwise does not count. A gain is the FLOPs of the other over ours, whatever the scores."
+    )
     return f"<h2>Costs</h2>{table(titles, rows)}<p class='soft'>{told}</p>{_picture(pictures.get('flops'))}{_latencies(report)}"
 
 
@@ -105,7 +103,7 @@ def _latencies(report: dict[str, Any]) -> str:
         timings = [scheme["combinations"][number]["latency"] for scheme in schemes.values()]
         if all(timing is not None for timing in timings):
             rows.append((joined(record["tasks"]), *map(milliseconds, timings)))
-    titles = ("latency, ms", *(TITLES[name] for name in schemes))
+    titles = ("latency, ms", *schemes)
     told = (
         f"Median of forward passes of {report['latency_batch']} sample(s), all in turns, ± half their interquartile range; "
         "the modules are specialised to the combination. Fewer FLOPs are not always less time on small layers."

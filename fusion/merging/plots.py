@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,10 +125,11 @@ def _rounds(report: dict[str, Any]) -> Figure:
     left, right = figure.subplots(1, 2)
     size, unit = _unit(report)
     for name, scheme in report["schemes"].items():
-        for tasks in dict.fromkeys(tuple(record["network"]) for record in scheme["rounds"]):
+        networks = dict.fromkeys(tuple(record["network"]) for record in scheme["rounds"])
+        for tasks, line in zip(networks, itertools.cycle(("-", "--", ":", "-.")), strict=False):
             rounds = [record for record in scheme["rounds"] if tuple(record["network"]) == tasks]
             label = name if len(tasks) == len(report["tasks"]) else f"{name} {_label(tasks)}"
-            _pruning(left, rounds, label, _COLOURS[name], size)
+            _pruning(left, rounds, label, {"color": _COLOURS[name], "linestyle": line}, size)
     ours = report["schemes"][OURS]["rounds"]
     for number, task in enumerate(report["tasks"]):
         colour = _GROUPS[number % len(_GROUPS)]
@@ -142,16 +144,16 @@ def _rounds(report: dict[str, Any]) -> Figure:
     return figure
 
 
-def _pruning(axes: Axes, rounds: Sequence[dict[str, Any]], label: str, colour: str, size: float) -> None:
+def _pruning(axes: Axes, rounds: Sequence[dict[str, Any]], label: str, line: dict[str, str], size: float) -> None:
     whole = "+".join(rounds[0]["network"])
     numbers = [record["number"] for record in rounds]
     values = [record["flops"][whole] / size for record in rounds]
-    axes.plot(numbers, values, color=colour, linewidth=1)
-    for kept, face in ((True, colour), (False, "none")):
+    axes.plot(numbers, values, **line, linewidth=1, label=label)
+    for kept, face in ((True, line["color"]), (False, "none")):
         points = [place for place, record in enumerate(rounds) if record["is_feasible"] is kept]
         axes.scatter(
-            [numbers[place] for place in points], [values[place] for place in points], s=14, edgecolors=colour,
-            facecolors=face, label=label if kept else None,
+            [numbers[place] for place in points], [values[place] for place in points], s=14, edgecolors=line["color"],
+            facecolors=face,
         )  # fmt: skip
 
 
