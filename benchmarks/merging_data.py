@@ -45,6 +45,9 @@ THREE_TASKS: Tasks = {
     "C": one_bit_per_class(range(6, 10)),
 }
 
+TASKS: Mapping[str, Tasks] = {"two": TWO_TASKS, "three": THREE_TASKS}
+"""By the names that the benchmark has for them."""
+
 INCLUSION: Tasks = {"A": one_bit_per_class(range(10)), "B": one_bit_per_class(range(5))}
 """Task B is a part of task A (Section 6.3.2)."""
 

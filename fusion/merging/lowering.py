@@ -94,8 +94,9 @@ def plain(step: Step, weight: Tensor, bias: Tensor | None) -> nn.Module:
     arguments: list[Any] = [value if isinstance(value, str) else tuple(value) for value in conv_arguments(step)]
     stride, padding, dilation = arguments
     groups = len(weight) if step.kind is Kind.DEPTHWISE else 1
+    height, width = weight.shape[2:]
     return nn.Conv2d(
-        weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), stride, padding, dilation, groups,
+        weight.shape[1] * groups, weight.shape[0], (height, width), stride, padding, dilation, groups,
         bias=bias is not None, device="meta",
     )  # fmt: skip
 

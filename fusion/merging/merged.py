@@ -150,13 +150,18 @@ class MergedNetwork(nn.Module):
             Output by task, in the order of :attr:`tasks`.
         """
         wanted = self.bits(tasks)
+        values = self.features(x, wanted, gate)
+        return {task: values[self.outputs[task]] for number, task in enumerate(self.tasks) if wanted >> number & 1}
+
+    def features(self, x: Tensor, wanted: int, gate: Gate | None = None) -> dict[int, Any]:
+        """Return the feature of every step that the tasks ``wanted`` (bits) need, by position."""
         values: dict[int, Any] = {}
         for position, step in enumerate(self.steps):
             if step.tasks & wanted:
                 values[position] = self._run(position, step, [values[source] for source in step.inputs] if step.inputs else [x])
                 if gate is not None and step.is_read and step.space in self.prunable:
                     values[position] = gate(step, values[position])
-        return {task: values[self.outputs[task]] for number, task in enumerate(self.tasks) if wanted >> number & 1}
+        return values
 
     def specialize(
         self,
@@ -221,6 +226,7 @@ class MergedNetwork(nn.Module):
                     continue
                 mask = mask.repeat_interleave(source.positions, 1) if step.kind is Kind.LINEAR else mask[:, :, None, None]
                 part.mask = mask.to(part.weight.device, part.weight.dtype)
+                part.weight.data.mul_(part.mask)  # an edge that opens later starts at zero
 
     def _run(self, position: int, step: Step, given: list[Any]) -> Any:
         if step.kind is Kind.INPUT:

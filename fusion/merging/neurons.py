@@ -80,6 +80,11 @@ def group_order(group: int, num_tasks: int) -> tuple[int, ...]:
 
 def in_order(neurons: Neurons, num_tasks: int) -> Neurons:
     """Return the neurons group by group, within a group by origin and index."""
+    return neurons.take(order_of(neurons, num_tasks))
+
+
+def order_of(neurons: Neurons, num_tasks: int) -> Tensor:
+    """Return the positions of the neurons group by group, within a group by origin and index."""
     keys = zip(neurons.group.tolist(), neurons.origin.tolist(), neurons.index.tolist(), strict=True)
     ranked = sorted((group_order(group, num_tasks), origin, index, place) for place, (group, origin, index) in enumerate(keys))
-    return neurons.take(torch.tensor([place for *_, place in ranked], dtype=torch.int64))
+    return torch.tensor([place for *_, place in ranked], dtype=torch.int64)

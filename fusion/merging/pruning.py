@@ -213,7 +213,7 @@ class _Pruner:
 
     def _importance(self, task: str) -> dict[str, dict[int, Tensor]]:
         """Return the importance of neurons by task: of this one, and of those that the rule asks too."""
-        asked = [task] if self.config.shared_rule != "max" else self.merged.tasks
+        asked = [task] if self.config.shared_rule not in ("max", "mean") else self.merged.tasks
         if self.bottleneck is None:
             return {name: taylor_scores(self.trainer, name, self.config.score_batches) for name in asked}
         # of a logarithm only the order counts, but a share of the whole is wanted

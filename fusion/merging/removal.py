@@ -14,9 +14,9 @@ from fusion.merging.costs import neuron_costs
 from fusion.merging.flops import flops
 from fusion.merging.merged import MergedNetwork
 
-SharedRule = Literal["remove", "max", "demote"]
-"""A shared neuron that a task gives up is removed for all (the paper); or it counts by the most that any of its tasks says of
-it (normalized by task), and is then removed; or it goes on for the other tasks alone."""
+SharedRule = Literal["remove", "max", "mean", "demote"]
+"""A shared neuron that a task gives up is removed for all (the paper); or it counts by the most (or the mean) of what
+its tasks say of it, normalized by task, and is then removed; or it goes on for the other tasks alone."""
 
 PATIENCE = 2.0  #: how much more important a small neuron may be than a large one that it goes in place of
 
@@ -114,11 +114,10 @@ def _candidates(
     for space in sorted(merged.prunable):
         group = merged.neurons[space].group
         worth = shares[task][space]
-        if rule == "max":
+        if rule in ("max", "mean"):
             serves = [(group >> merged.tasks.index(name) & 1).bool() for name in shares]
-            worth = torch.stack(
-                [torch.where(mask, shares[name][space], 0.0) for name, mask in zip(shares, serves, strict=True)]
-            ).amax(0)
+            said = torch.stack([torch.where(mask, shares[name][space], 0.0) for name, mask in zip(shares, serves, strict=True)])
+            worth = said.amax(0) if rule == "max" else said.sum(0) / torch.stack(serves).sum(0)
         if per_flop:
             worth = worth / costs[space].clamp_min(1.0)
         mine = (group >> number & 1).bool() & ((group & merged.frozen.get(space, 0)) == 0)

@@ -1,0 +1,114 @@
+"""What a merge leaves on disk: the network in every form, and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from fusion.merging.saving import save
+from torch import Tensor, nn
+from torch.export import Dim
+
+from fusion.merging.merged import MergedNetwork
+from fusion.merging.page import write_page
+from fusion.merging.pipeline import MergeOutcome
+from fusion.merging.records import joined
+from fusion.merging.report import combinations_of
+from unified.errors import ExportError, UnifiedError
+from unified.results import write_json
+from unified.submission.umodel_write import export
+
+REPORT = "report.json"
+MAX_SUBSETS = 3  #: tasks up to which every subset gets a file
+_TOLERANCE = 1e-5  #: of a file's answers: another order of sums
+
+
+def write_outcome(outcome: MergeOutcome, out: Path, example: Tensor, notes: tuple[str, ...]) -> tuple[str, ...]:
+    """Write the network and the report; ``report.json`` comes last.
+
+    =============================  =====================================================================================
+    ``model.pt2``                  all tasks: ``torch.export`` archive for any batch size; its output is a dict
+    ``tasks/NAME.pt2``             one task alone; its output is that of the task's model
+    ``subsets/A+B.pt2``            each subset of two tasks or more, up to three tasks; its output is a dict
+    ``model.umodel``               all tasks, to be trained or fused further
+    ``merged/``                    the merged network itself: weights by group, and which neurons serve which tasks
+    ``report.html``, ``plots/``    the page, and its pictures
+    ``report.json``                the report
+    =============================  =====================================================================================
+
+    Args:
+        outcome: Of the merge.
+        out: Folder, made if need be.
+        example: A few inputs, where the network is.
+        notes: Of the data, which stand in the report.
+
+    Returns:
+        What could not be written, and why.
+
+    Raises:
+        UnifiedError: A file, read back, does not answer as the network does.
+        MergeError: The network cannot be saved.
+    """
+    network, report = outcome.network, outcome.report
+    out.mkdir(parents=True, exist_ok=True)
+    whole = network.specialize(network.tasks, example=example).eval()
+    _write_program(whole, example, out / "model.pt2")
+    (out / "tasks").mkdir(exist_ok=True)
+    for task in network.tasks:
+        _write_program(network.specialize([task], example=example, single=True).eval(), example, out / "tasks" / f"{task}.pt2")
+    _write_subsets(network, example, out / "subsets")
+    save(network, out / "merged", metadata={"alpha": report.alpha, "settings": report.to_json()["settings"]})
+    told = _write_umodel(whole, out / "model.umodel", example)
+    write_page(report, out)
+    content = report.to_json()
+    write_json(out / REPORT, content | {"notes": [*content["notes"], *notes, *told]})
+    return told
+
+
+def check_room(out: Path) -> None:
+    """Refuse to write among other files.
+
+    Raises:
+        UnifiedError: If the folder holds anything, or is a file.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UnifiedError(f"--out {out}: expected a new or an empty folder; there is something in it: choose another one")
+
+
+def _write_subsets(network: MergedNetwork, example: Tensor, folder: Path) -> None:
+    if len(network.tasks) > MAX_SUBSETS:
+        return
+    folder.mkdir(exist_ok=True)
+    for names in combinations_of(network.tasks):
+        if len(names) > 1:
+            _write_program(network.specialize(names, example=example).eval(), example, folder / f"{joined(names)}.pt2")
+
+
+def _write_program(module: nn.Module, example: Tensor, path: Path) -> None:
+    """Export a module for any batch size, and see whether the file answers as it does."""
+    traced = torch.zeros_like(example[torch.arange(2) % len(example)])  # the archive keeps what it was traced with
+    with torch.no_grad():
+        program = torch.export.export(module, (traced,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+        torch.export.save(program, path)
+        reloaded = torch.export.load(path).module()
+        for rows in (3, 1):
+            inputs = example[torch.arange(rows) % len(example)]
+            if not _is_equal(module(inputs), reloaded(inputs)):
+                raise UnifiedError(f"{path.name}: read back, it answers otherwise at batch size {rows}")
+
+
+def _is_equal(expected: Tensor | dict[str, Tensor], got: Tensor | dict[str, Tensor]) -> bool:
+    if isinstance(expected, Tensor) or isinstance(got, Tensor):
+        both = isinstance(expected, Tensor) and isinstance(got, Tensor)
+        return both and torch.allclose(expected, got, rtol=_TOLERANCE, atol=_TOLERANCE)
+    return expected.keys() == got.keys() and all(_is_equal(value, got[task]) for task, value in expected.items())
+
+
+def _write_umodel(module: nn.Module, path: Path, example: Tensor) -> tuple[str, ...]:
+    """Write the network as an archive that can be trained further; it is a convenience, so that failing costs a note."""
+    try:
+        export(module.cpu(), example.cpu(), path)
+    except ExportError as error:
+        path.unlink(missing_ok=True)
+        return (f"{path.name} was not written: {' '.join(str(error).split())[:500]}",)
+    return ()
