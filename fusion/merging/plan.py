@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -83,6 +83,15 @@ class Regrouping:
     def groups(self) -> dict[int, Neurons]:
         """The neurons of each space, as ``reconnect`` takes them."""
         return {space.space: space.neurons for space in self.spaces}
+
+    def apart(self) -> Regrouping:
+        """Return the same with every neuron its own task's alone: the networks as they were, without those left out."""
+        spaces = []
+        for space in self.spaces:
+            neurons = space.neurons
+            alone = Neurons(origin=neurons.origin, index=neurons.index, group=1 << neurons.origin)
+            spaces.append(replace(space, neurons=alone))
+        return replace(self, spaces=tuple(spaces))
 
     def __str__(self) -> str:
         used = sorted({group for space in self.spaces for group in space.neurons.sizes()}, key=self._order)

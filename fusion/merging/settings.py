@@ -70,7 +70,7 @@ class MergeSettings:
         return PruneConfig(
             method=self.prune or "taylor",
             steps=self.steps,
-            mend_steps=2 * self.steps,
+            mend_steps=3 * self.steps,
             final_steps=3 * self.steps,
             train=self.train_config,
         )
