@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fusion.merging.layers import Kind
 from fusion.merging.merged import MergedNetwork, Step
 
 
@@ -22,7 +21,7 @@ def by_neuron(merged: MergedNetwork, step: Step, values: Tensor) -> Tensor:
         ``(1, channels, 1, …)``, or ``(1, features)``, to be multiplied with the feature.
     """
     chosen = values[merged.channels(step).to(values.device)]
-    if step.kind is Kind.FLATTEN:
+    if step.is_flat:
         return chosen.repeat_interleave(step.positions)[None]
     return chosen.view(1, -1, *[1] * len(step.shape))
 

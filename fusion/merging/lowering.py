@@ -6,8 +6,6 @@ which may take less time where layers are small. Both give the same values, so t
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +15,11 @@ from torch import Tensor, fx, nn
 
 from fusion.merging.layers import Kind
 from fusion.merging.merged import Part, Step, conv_arguments, edges
+from fusion.timer import time_interleaved
 
 GROUPED, DENSE = "grouped", "dense"
-_ROUNDS, _MIN_SECONDS, _MAX_ROUNDS = 5, 0.004, 200
-_MARGIN = 0.95  # what dense must gain before it is taken: it does more operations
+MAX_SECONDS, PRECISION = 0.05, 0.02  # of measuring, for each layer, and when the medians are known well enough
+MARGIN = 0.95  # what dense must gain before it is taken: it does more operations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -167,19 +166,19 @@ def attribute(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._" else "_" for letter in name)
 
 
-def faster(maker: Maker, feature: Tensor) -> str:
-    """Return which lowering takes less time on a feature: medians of runs in turn, about 10 ms of them."""
-    runs = [_runner(maker, lowering, feature) for lowering in (GROUPED, DENSE)]
-    seconds: list[list[float]] = [[], []]
-    with torch.no_grad():
-        for run in runs:  # the first runs choose kernels and take memory
-            run()
-            run()
-        while len(seconds[1]) < _ROUNDS or (sum(map(sum, seconds)) < 2 * _MIN_SECONDS and len(seconds[1]) < _MAX_ROUNDS):
-            for run, taken in zip(runs, seconds, strict=True):
-                taken.append(_timed(run, feature.device))
-    by_group, by_zeros = map(statistics.median, seconds)
-    return DENSE if by_zeros < _MARGIN * by_group else GROUPED
+def faster(layers: Sequence[tuple[Maker, Tensor]]) -> list[str]:
+    """Return for each layer, given with a feature for it, which lowering takes less time; all are measured in turns.
+
+    What else runs on the machine only ever adds time, so that the quiet runs of either repeat better than their median.
+    """
+    if not layers:
+        return []
+    runs = [_runner(maker, lowering, feature) for maker, feature in layers for lowering in (GROUPED, DENSE)]
+    timings = time_interleaved(runs, max_seconds=MAX_SECONDS * len(layers), precision=PRECISION, device=layers[0][1].device)
+    return [
+        DENSE if by_zeros.quiet_seconds < MARGIN * by_group.quiet_seconds else GROUPED
+        for by_group, by_zeros in zip(timings[::2], timings[1::2], strict=True)
+    ]
 
 
 def _runner(maker: Maker, lowering: str, feature: Tensor) -> Callable[[], object]:
@@ -192,14 +191,6 @@ def _runner(maker: Maker, lowering: str, feature: Tensor) -> Callable[[], object
 def module_of(root: Mapping[str, nn.Module | Tensor], graph: fx.Graph, device: torch.device) -> fx.GraphModule:
     """Return a graph as a module in evaluation mode."""
     return fx.GraphModule(dict(root), graph, "SpecializedNetwork").to(device).eval()
-
-
-def _timed(run: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _piece(rows: Tensor, reads: Tensor) -> Piece:

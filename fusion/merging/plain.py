@@ -62,9 +62,7 @@ def _module(model: nn.Module, layer: Layer, network: Network) -> nn.Module:
     return module
 
 
-def _remove(
-    pruned: nn.Module, owned: list[tuple[Layer, nn.Module]], network: Network, merged: MergedNetwork
-) -> None:
+def _remove(pruned: nn.Module, owned: list[tuple[Layer, nn.Module]], network: Network, merged: MergedNetwork) -> None:
     with torch.enable_grad():
         graph = torch_pruning.DependencyGraph().build_dependency(pruned, (network.example,), verbose=False)
     spaces = {step.name: step.space for step in merged.steps}

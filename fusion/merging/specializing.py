@@ -136,7 +136,10 @@ class _Builder:
         sizes = tuple((space, *neurons.sizes().items()) for space, neurons in self.merged.neurons.items())
         key = (self.bits, batch, self.device, sizes)
         remembered = self.merged.lowerings
-        found = remembered.pop(key, None) or {name: self._measured(place, batch) for name, place in masked.items()}
+        found = remembered.pop(key, None)
+        if found is None:
+            layers = [(self._maker(place), self._feature(place, batch)) for place in masked.values()]
+            found = dict(zip(masked, faster(layers), strict=True))
         remembered[key] = found
         if len(remembered) > _REMEMBERED:
             del remembered[next(iter(remembered))]
@@ -150,14 +153,14 @@ class _Builder:
         mask = edges(self._groups(step), self._groups(self.merged.steps[step.inputs[0]]))
         return bool((mask == mask[:1]).all())
 
-    def _measured(self, position: int, batch: int) -> str:
+    def _feature(self, position: int, batch: int) -> Tensor:
+        """Return a feature of the size that a layer reads."""
         step = self.merged.steps[position]
-        source, maker = self.merged.steps[step.inputs[0]], self._maker(position)
-        width = len(maker.columns)
-        shape = (width * source.positions,) if step.kind is Kind.LINEAR else (width, *source.shape)
-        weight = self.merged.part(position).weight
+        source = self.merged.steps[step.inputs[0]]
+        width, weight = len(self._live(source)), self.merged.part(position).weight
         assert weight is not None
-        return faster(maker, torch.ones((batch, *shape), dtype=weight.dtype, device=weight.device))
+        shape = (width * source.positions,) if step.kind is Kind.LINEAR else (width, *source.shape)
+        return torch.ones((batch, *shape), dtype=weight.dtype, device=weight.device)
 
     def _maker(self, position: int) -> Maker:
         step = self.merged.steps[position]

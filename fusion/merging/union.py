@@ -107,7 +107,7 @@ def unite(networks: Sequence[Network], *, apart: Collection[str] = ()) -> Union:
     places: dict[str, list[int]] = {}
     for network in networks:
         places[network.name] = _insert(network, nodes, frozenset(apart))
-    drafts, moved = _in_order(list(nodes.values()))
+    drafts, moved = _in_order(list(nodes.values()), alone=len(networks) == 1)
     places = {task: [moved[place] for place in own] for task, own in places.items()}
     numbers = _spaces(networks, drafts, places)
     finished = tuple(
@@ -195,9 +195,9 @@ def _frozen(value: object) -> object:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _in_order(drafts: list[_Draft]) -> tuple[list[_Draft], dict[int, int]]:
-    """Return the nodes by depth, and which place became which."""
-    order = sorted(range(len(drafts)), key=lambda place: drafts[place].depth)
+def _in_order(drafts: list[_Draft], *, alone: bool) -> tuple[list[_Draft], dict[int, int]]:
+    """Return the nodes by depth, those of one network in its own order, and which place became which."""
+    order = sorted(range(len(drafts)), key=lambda place: 0 if alone else drafts[place].depth)
     return [drafts[place] for place in order], {place: number for number, place in enumerate(order)}
 
 

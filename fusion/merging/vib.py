@@ -89,7 +89,7 @@ class _Noise:
         mu = self.bottleneck.mu[str(step.space)]
         sigma = torch.exp(0.5 * self.bottleneck.log_variance[str(step.space)][self.task])
         eps = torch.randn((len(feature), len(mu)), generator=self.bottleneck.generator).to(mu)
-        if step.kind is Kind.FLATTEN:
+        if step.is_flat:
             drawn = eps[:, self.merged.channels(step)].repeat_interleave(step.positions, 1)
         else:
             drawn = eps[:, self.merged.channels(step)].view(len(feature), -1, *[1] * len(step.shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import torch
@@ -69,8 +70,31 @@ class Mlp(nn.Module):
         return self.layers(x)
 
 
-SHAPES = {LeNet: (1, 12, 12), ResNet: (1, 8, 8), Mlp: (5,)}
-KINDS = tuple(SHAPES)
+class Standardize(nn.Module):
+    """A layer that is not understood."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm([width, 6, 6])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x).clamp(max=float("inf"))
+
+
+class WithPrivate(nn.Module):
+    """One with a layer ``private`` that is not understood, after a convolution that may correspond to another network's."""
+
+    def __init__(self, num_outputs: int = 2, width: int = 4, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv, self.private, self.head = nn.Conv2d(1, width, 3), Standardize(width), nn.Linear(width * 36, num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.private(self.conv(x).relu()).flatten(1).relu())
+
+
+KINDS = (LeNet, ResNet, Mlp)
+SHAPES = {LeNet: (1, 12, 12), ResNet: (1, 8, 8), Mlp: (5,), WithPrivate: (1, 8, 8)}
 
 
 def inputs_of(kind: type[nn.Module], rows: int = 3, seed: int = 0) -> Tensor:
@@ -78,10 +102,13 @@ def inputs_of(kind: type[nn.Module], rows: int = 3, seed: int = 0) -> Tensor:
     return torch.randn(rows, *SHAPES[kind], generator=torch.Generator().manual_seed(seed))
 
 
-def united(kind: type[nn.Module], num_tasks: int) -> Union:
-    """Put networks of a kind together; each has its own weights and widths."""
+@functools.cache
+def united(kind: type[nn.Module], num_tasks: int, *, private: tuple[str, ...] = ()) -> Union:
+    """Put networks of a kind together; each has its own weights and widths. Not to be changed: it is read once."""
     models = [kind(num_outputs=2 + task, width=4 + task, seed=task).eval() for task in range(num_tasks)]
-    return unite([read_network(model, inputs_of(kind), name="ABCD"[task]) for task, model in enumerate(models)])
+    return unite(
+        [read_network(model, inputs_of(kind), name="ABCD"[task], private=private) for task, model in enumerate(models)]
+    )
 
 
 def random_groups(union: Union, seed: int) -> dict[int, Neurons]:

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from fusion.merging.saving import save
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -16,6 +15,7 @@ from fusion.merging.page import write_page
 from fusion.merging.pipeline import MergeOutcome
 from fusion.merging.records import joined
 from fusion.merging.report import combinations_of
+from fusion.merging.saving import save
 from unified.errors import ExportError, UnifiedError
 from unified.results import write_json
 from unified.submission.umodel_write import export
