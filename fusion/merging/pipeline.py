@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -202,11 +203,13 @@ class _Run:
         )
 
     def _curves(self, threshold: Threshold) -> tuple[CurveRecord, ...]:
-        """Return the curves of all layers and sets, small layers' to their end."""
+        """Return the curves of all layers and sets: of small layers to their end, of others as far as alphas asked for."""
         tasks = self.union.tasks
+        tried = self.settings.alphas if self.settings.alpha is None else (self.settings.alpha,)
+        reached = replace(threshold, alpha=max((alpha for alpha in tried if math.isfinite(alpha)), default=0.0))
         curves = []
         for space, search in self.traces.searches.items():
-            until = None if len(search.searched) <= WHOLE_CURVE else threshold
+            until = None if len(search.searched) <= WHOLE_CURVE else reached
             for number in range(len(tasks)):
                 if search.bits >> number & 1 and search.searched:
                     told = search.trace(1 << number, until)

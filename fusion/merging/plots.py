@@ -129,7 +129,7 @@ def _rounds(report: dict[str, Any]) -> Figure:
         for tasks, line in zip(networks, itertools.cycle(("-", "--", ":", "-.")), strict=False):
             rounds = [record for record in scheme["rounds"] if tuple(record["network"]) == tasks]
             label = name if len(tasks) == len(report["tasks"]) else f"{name} {_label(tasks)}"
-            _pruning(left, rounds, label, {"color": _COLOURS[name], "linestyle": line}, size)
+            _pruning(left, rounds, label, (_COLOURS[name], line), size)
     ours = report["schemes"][OURS]["rounds"]
     for number, task in enumerate(report["tasks"]):
         colour = _GROUPS[number % len(_GROUPS)]
@@ -144,15 +144,16 @@ def _rounds(report: dict[str, Any]) -> Figure:
     return figure
 
 
-def _pruning(axes: Axes, rounds: Sequence[dict[str, Any]], label: str, line: dict[str, str], size: float) -> None:
+def _pruning(axes: Axes, rounds: Sequence[dict[str, Any]], label: str, look: tuple[str, str], size: float) -> None:
+    colour, line = look
     whole = "+".join(rounds[0]["network"])
     numbers = [record["number"] for record in rounds]
     values = [record["flops"][whole] / size for record in rounds]
-    axes.plot(numbers, values, **line, linewidth=1, label=label)
-    for kept, face in ((True, line["color"]), (False, "none")):
+    axes.plot(numbers, values, color=colour, linestyle=line, linewidth=1, label=label)
+    for kept, face in ((True, colour), (False, "none")):
         points = [place for place, record in enumerate(rounds) if record["is_feasible"] is kept]
         axes.scatter(
-            [numbers[place] for place in points], [values[place] for place in points], s=14, edgecolors=line["color"],
+            [numbers[place] for place in points], [values[place] for place in points], s=14, edgecolors=colour,
             facecolors=face,
         )  # fmt: skip
 

@@ -48,9 +48,9 @@ class Scheme:
         """Return each task's score."""
         return {task: value for network in self.networks for task, value in scores(network, samples, network.tasks).items()}
 
-    def specialized(self, tasks: Collection[str]) -> list[nn.Module]:
-        """Return plain modules that answer some tasks, one for each network that has any of them."""
-        return [network.specialize(mine).eval() for network, mine in self._parts(tasks)]
+    def specialized(self, tasks: Collection[str], example: Tensor) -> list[nn.Module]:
+        """Return plain modules that answer some tasks, fast for inputs like the example; one for each network that has any."""
+        return [network.specialize(mine, example=example).eval() for network, mine in self._parts(tasks)]
 
     @property
     def parameters(self) -> int:
@@ -169,7 +169,7 @@ def _latencies(
 ) -> dict[tuple[str, Combination], Timing]:
     """Measure every combination under every scheme, all in turns in one loop."""
     runs: dict[tuple[str, Combination], Callable[[], object]] = {
-        (scheme.name, names): _run(scheme.specialized(names), inputs) for names in timed for scheme in schemes
+        (scheme.name, names): _run(scheme.specialized(names, inputs), inputs) for names in timed for scheme in schemes
     }
     measured = time_interleaved(list(runs.values()), max_seconds=MAX_SECONDS * len(runs), device=inputs.device)
     return dict(zip(runs, measured, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, takewhile
@@ -69,7 +70,9 @@ class Search:
         return found
 
     def select(self, group: int, threshold: Threshold, among: frozenset[int]) -> tuple[int, ...]:
-        """Return the largest set for a threshold, in the order of entry."""
+        """Return the largest set for a threshold, in the order of entry; of an infinite one all, without a search."""
+        if math.isinf(threshold.alpha):
+            return tuple(sorted(among))
         return self.trace(group, threshold, among).prefix(threshold) if among else ()
 
     def _known(self, group: int, among: frozenset[int]) -> Trace | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fusion.merging.errors import MergeError
 from fusion.merging.layers import MAKERS, OWNING, Kind, Layer, Network
@@ -180,7 +181,7 @@ def _signature(layer: Layer) -> object:
 _CONV_DEFAULTS = ((1, 1), (0, 0), (1, 1), 1)
 
 
-def _spelled(layer: Layer) -> object:
+def _spelled(layer: Layer) -> tuple[Any, ...]:
     """Return the arguments with defaults written out, and without what is the layer's own width."""
     if layer.kind is Kind.FLATTEN:
         return ()
@@ -267,7 +268,15 @@ def _partings(networks: Sequence[Network], nodes: Sequence[Node]) -> list[str]:
         hidden = [node for node in alone if node.layers[network.name].space != network.layers[network.output].space]
         if hidden:
             where = "from the start" if not shared else f"after {shared[-1].name!r}"
-            notes.append(
-                f"{network.name}: {where}, layer {hidden[0].name!r} corresponds to none of another network; it stays private"
-            )
+            what = f"layer {hidden[0].name!r} ({_told(hidden[0].layers[network.name])})"
+            notes.append(f"{network.name}: {where}, {what} corresponds to none of another network; it stays private")
     return notes
+
+
+def _told(layer: Layer) -> str:
+    """Say what a layer is, as far as that decides what it corresponds to."""
+    if layer.kind is not Kind.CONV:
+        return layer.kind.value
+    kernel, stride = layer.tensors["weight"].shape[2:], _spelled(layer)[0]
+    sizes = {"kernel": kernel, "stride": stride, "feature": layer.shape[1:]}
+    return "conv, " + ", ".join(f"{name} {' x '.join(map(str, size))}" for name, size in sizes.items())

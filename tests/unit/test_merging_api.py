@@ -12,6 +12,7 @@ import unified
 from fusion.merging.samples import score
 from fusion.merging.saving import load
 from unified.errors import UnifiedError
+from unified.merging.labels import check_outputs, fitting_labels
 
 NUM = 160
 QUICK = {"steps": 2, "alpha": 0.2, "latency_batch": 0, "device": "cpu"}
@@ -180,15 +181,29 @@ def test_networks_without_corresponding_layers_are_refused_with_where_and_why():
     inputs = torch.randn(NUM, 1, 8, 8)
     labels = labelled(tasks=("sign", "sum"))[1]
     said = refused({"sign": wide(3), "sum": wide(5)}, (inputs, labels))
-    assert "correspond" in said
-    assert "3" in said
-    assert "5" in said
+    assert "sign: from the start, layer '0' (conv, kernel 3 x 3, stride 1 x 1, feature 6 x 6) corresponds to none" in said
+    assert "kernel 5 x 5" in said
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     assert "expected a new or an empty folder" in refused(models(), labelled(), out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_name_that_no_file_can_bear_is_refused(tmp_path):
+    given = {"a+b": a_model(2), "c/d": a_model(2)}
+    assert "'a+b', 'c/d'" in refused(given, labelled(), out=tmp_path / "out")
+
+
+def test_attributes_and_binary_labels_get_the_form_that_says_so():
+    flags = torch.tensor([0.0, 1.0, 1.0])
+    assert fitting_labels(torch.zeros(2, 1), flags, "BCEWithLogitsLoss").shape == (3, 1)
+    assert fitting_labels(torch.zeros(2, 1), flags, "MSELoss") is flags
+    with pytest.raises(UnifiedError, match="one number alone"):
+        check_outputs({"a": torch.zeros(2)}, {"a": flags}, {"a": "BCEWithLogitsLoss"})
+    with pytest.raises(UnifiedError, match="expected 2 values for each"):
+        check_outputs({"a": torch.zeros(2, 2)}, {"a": flags}, {"a": "MSELoss"})
 
 
 def test_one_network_and_a_wrong_alpha_are_refused():

@@ -74,7 +74,7 @@ def merge(  # noqa: PLR0913 - all but two by name
     chosen = make_settings(max_drop=max_drop, alpha=None if isinstance(alpha, str) else alpha, prune=prune, **settings)
     folder = None if out is None else Path(out)
     if folder is not None:
-        check_room(folder)
+        check_room(folder, list(models) if isinstance(models, Mapping) else ())
     with threads_kept():
         if threads is not None:
             use_threads(threads)

@@ -36,6 +36,11 @@ def check_outputs(outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor], l
     """
     problems = []
     for task, output in outputs.items():
+        if losses.get(task) == BINARY and output.ndim == 1:
+            problems.append(
+                f"task {task!r}: with {BINARY} expected a model that answers (1,) for a sample, got one number alone"
+            )
+            continue
         expected = _expected(output, fitting_labels(output, labels[task], losses.get(task)))
         if expected:
             given = f"{labels[task].dtype} {tuple(labels[task].shape)}".removeprefix("torch.")

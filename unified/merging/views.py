@@ -1,4 +1,4 @@
-"""What becomes of a merge's events: plain lines, JSON lines, or a live view on a terminal. Free of torch."""
+"""What becomes of a merge's events: plain lines, JSON lines, or a live view on a terminal."""
 
 from __future__ import annotations
 

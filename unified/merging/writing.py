@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -65,12 +67,15 @@ def write_outcome(outcome: MergeOutcome, out: Path, example: Tensor, notes: tupl
     return told
 
 
-def check_room(out: Path) -> None:
-    """Refuse to write among other files.
+def check_room(out: Path, tasks: Collection[str] = ()) -> None:
+    """Refuse to write among other files, or files that cannot bear the name of their tasks.
 
     Raises:
-        UnifiedError: If the folder holds anything, or is a file.
+        UnifiedError: If the folder holds anything, or is a file; or a name has other marks than letters, digits, ``_``, ``-``.
     """
+    bad = [task for task in tasks if not re.fullmatch(r"[\w-]+", task)]
+    if bad:
+        raise UnifiedError(f"a task's files bear its name, of letters, digits, _ and -; got {', '.join(map(repr, bad))}")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UnifiedError(f"--out {out}: expected a new or an empty folder; there is something in it: choose another one")
 
