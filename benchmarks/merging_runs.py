@@ -15,10 +15,11 @@ from benchmarks.merging_data import TASKS, PanelData, Panels, draw_panels, load_
 from benchmarks.merging_singles import Recipe, cached_single
 from fusion.merging.config import Threshold
 from fusion.merging.flops import flops
-from fusion.merging.merge import read_models, reconnect_plan
+from fusion.merging.merge import read_models
 from fusion.merging.merged import MergedNetwork
 from fusion.merging.neurons import names_of, subsets
 from fusion.merging.pipeline import run
+from fusion.merging.planned import reconnect_plan
 from fusion.merging.reconnect import alone
 from fusion.merging.regroup import Traces, trace_networks
 from fusion.merging.samples import MergeData, Samples

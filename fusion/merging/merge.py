@@ -9,18 +9,19 @@ from torch import nn
 
 from fusion.merging.config import RegroupConfig
 from fusion.merging.errors import MergeError
-from fusion.merging.folding import fold
 from fusion.merging.layers import Network
 from fusion.merging.merged import MergedNetwork
 from fusion.merging.plan import Regrouping
+from fusion.merging.planned import reconnect_plan
 from fusion.merging.reading import read_network
-from fusion.merging.reconnect import reconnect
 from fusion.merging.regroup import trace_networks
 from fusion.merging.samples import MergeData, Samples, check_samples
 from fusion.merging.training import TrainConfig, Trainer
 from fusion.merging.union import Union, unite
+from fusion.merging.zipping import zip_networks
 
 Models = Mapping[str, nn.Module]
+PAIR_STEPS = 100  #: of training after each layer, at most
 NUM_EXAMPLES = 4  #: samples that networks are read with
 
 
@@ -67,27 +68,7 @@ def regroup(models: Models | Union, data: MergeData, config: RegroupConfig | Non
     return trace_networks(union, data, config or RegroupConfig()).regroup()
 
 
-def reconnect_plan(union: Union, plan: Regrouping) -> MergedNetwork:
-    """Make one network by a plan, untrained; the biases take over what constant neurons gave.
-
-    Raises:
-        MergeError: The plan is of other networks.
-    """
-    widths = {
-        space.space: len(space.neurons) + len(space.dead) + len(space.folded) + len(space.dropped) for space in plan.spaces
-    }
-    expected = {number: sum(union.spaces[number].widths.values()) for number in widths if number in union.spaces}
-    if plan.tasks != union.tasks or widths != expected:
-        raise MergeError(
-            f"the plan is of other networks: tasks {', '.join(plan.tasks)} with {list(widths.values())} neurons, "
-            f"not {', '.join(union.tasks)} with {list(expected.values())}"
-        )
-    merged = reconnect(union, plan.groups)
-    fold(merged, union, [(space.space, each) for space in plan.spaces for each in space.folded])
-    return merged
-
-
-def merge(
+def merge(  # noqa: PLR0913 - all but two by name
     models: Models,
     data: MergeData,
     *,
@@ -96,6 +77,7 @@ def merge(
     config: RegroupConfig | None = None,
     train: TrainConfig | None = None,
     private: Collection[str] = (),
+    pair: bool = True,
 ) -> MergedNetwork:
     """Merge single networks into one, and train it.
 
@@ -107,6 +89,9 @@ def merge(
         config: Options of regrouping.
         train: Options of training.
         private: Paths of modules that are kept as they are.
+        pair: Whether of the neurons that are to be shared one of each network becomes one, as in zipping, which the paper does
+            not do: then the merged network costs no more than the networks alone, whatever tasks are run. Else all of
+            them stay, each for all its tasks.
 
     Returns:
         The merged network in evaluation mode.
@@ -122,8 +107,13 @@ def merge(
     if steps < 0:
         raise MergeError(f"steps is a whole number from 0, got {steps}")
     union = read_models(models, data, private=private)
-    merged = reconnect_plan(union, regroup(union, data, config))
-    Trainer(merged, data.train, train or TrainConfig()).train(steps)
+    train = train or TrainConfig()
+    plan = regroup(union, data, config)
+    if pair:
+        merged = zip_networks(union, data, retrain_steps=min(steps, PAIR_STEPS), train=train, plan=plan)
+    else:
+        merged = reconnect_plan(union, plan)
+    Trainer(merged, data.train, train).train(steps)
     return merged
 
 

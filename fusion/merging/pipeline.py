@@ -11,10 +11,11 @@ from torch import nn
 
 from fusion.merging.config import Threshold
 from fusion.merging.gains import gains
-from fusion.merging.merge import read_models, reconnect_plan
+from fusion.merging.merge import read_models
 from fusion.merging.merged import MergedNetwork
 from fusion.merging.neurons import names_of
 from fusion.merging.plan import Regrouping
+from fusion.merging.planned import reconnect_plan
 from fusion.merging.progress import AlphaTried, Event, Finished, Progress, RoundEnded, StageBegan, Started
 from fusion.merging.pruning import RoundDone, floors_for, prune_alternating
 from fusion.merging.reconnect import alone
@@ -130,8 +131,12 @@ class _Run:
     def _trial(self, alpha: float) -> _Trial:
         self._began(f"merging and pruning with alpha {alpha:g}" if self.settings.prune else f"merging with alpha {alpha:g}")
         plan = self.traces.regroup(alpha)
-        merged = reconnect_plan(self.union, plan)
-        Trainer(merged, self.data.train, self.settings.train_config).train(MERGE_STEPS * self.settings.steps)
+        steps, train = self.settings.steps, self.settings.train_config
+        if self.settings.pair:
+            merged = zip_networks(self.union, self.data, retrain_steps=steps, train=train, plan=plan)
+        else:
+            merged = reconnect_plan(self.union, plan)
+        Trainer(merged, self.data.train, train).train(MERGE_STEPS * steps)
         scheme = self._pruned(Scheme(name=OURS, networks=(merged,)))
         found = scheme.scores(self.data.validation)
         flops = {names: scheme.flops(names) for names in combinations_of(self.union.tasks)}

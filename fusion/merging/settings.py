@@ -23,6 +23,8 @@ class MergeSettings:
         alphas: Those that are tried. With infinity among them, what is taken costs no more than networks pruned alone.
         max_drop: How much of its score a task may lose on validation data.
         prune: ``taylor`` (P2), ``vib`` (P1), or None: merge only.
+        pair: Whether of the neurons that are to be shared one of each network becomes one, see
+            :func:`fusion.merging.merge.merge`; False is the paper's way.
         baselines: Whether to make B1 (each network pruned alone) and B2 (zipped, then pruned), too.
         steps: Training steps after each removal; after the merge it is five times that.
         lr: Adam's learning rate.
@@ -40,6 +42,7 @@ class MergeSettings:
     alphas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, math.inf)
     max_drop: float = 0.01
     prune: Method | None = "taylor"
+    pair: bool = True
     baselines: bool = False
     steps: int = 60
     lr: float = 1e-3

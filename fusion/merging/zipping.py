@@ -26,10 +26,10 @@ from torch import Tensor
 from fusion.merging.errors import MergeError
 from fusion.merging.layers import MAKERS, Kind
 from fusion.merging.matching import View, cheapest_pairs, distances, patches, restricted
-from fusion.merging.merge import reconnect_plan
 from fusion.merging.merged import MergedNetwork
 from fusion.merging.pairing import put_together
 from fusion.merging.plan import Regrouping
+from fusion.merging.planned import reconnect_plan
 from fusion.merging.reconnect import reconnect
 from fusion.merging.samples import MergeData
 from fusion.merging.sites import Pairs, Site, find_sites, may_share

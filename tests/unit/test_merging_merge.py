@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion.merging.errors import MergeError
-from fusion.merging.merge import merge, read_models, reconnect_plan, regroup
+from fusion.merging.merge import merge, read_models, regroup
+from fusion.merging.planned import reconnect_plan
 from fusion.merging.recording import record
 from fusion.merging.regroup import hidden, trace_networks
 from fusion.merging.samples import MergeData, Samples

@@ -14,10 +14,11 @@ from torch import nn
 from fusion.merging.config import Threshold
 from fusion.merging.errors import MergeError
 from fusion.merging.guards import Groups, guard
-from fusion.merging.merge import reconnect_plan, regroup
+from fusion.merging.merge import regroup
 from fusion.merging.merged import Part
 from fusion.merging.neurons import Neurons
 from fusion.merging.plan import Regrouping
+from fusion.merging.planned import reconnect_plan
 from fusion.merging.reconnect import own_groups
 from fusion.merging.regroup import Traces, hidden, trace_networks
 from fusion.merging.searching import Search, grow, resolve
