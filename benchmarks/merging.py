@@ -92,9 +92,9 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _plans(options: argparse.Namespace, data: Path) -> list[Plan]:
-    amounts: dict[str, Any] = {"epochs": 40, "panels": 24_000, "alphas": (0.1, 0.2, 0.4), "steps": 200, "lr": 2e-3}
+    amounts: dict[str, Any] = {"epochs": 40, "panels": 24_000, "alphas": (0.02, 0.1), "steps": 100, "lr": 2e-3}
     if options.quick:
-        amounts |= {"epochs": 8, "panels": 16_000, "alphas": (0.2,), "steps": 100}
+        amounts |= {"epochs": 8, "panels": 16_000, "alphas": (0.02,), "steps": 60}
     if options.tiny:
         amounts |= {"epochs": 1, "panels": 256, "alphas": (0.2,), "steps": 2}
     common = {"network": options.network, "data": data, "cache": options.cache} | amounts

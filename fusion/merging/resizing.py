@@ -24,6 +24,7 @@ def resize(
 
     Args:
         merged: Changed in place; its parameters stay the same objects, with other shapes and without gradients.
+            What was computed before and still has its graph must be let go before the next backward pass.
         kept: By space the positions of the neurons that stay, int64, ascending; other spaces stay whole.
         groups: By space the new bits of the neurons that stay, each within its old ones; edges that this forbids are cut.
         optimizer: Of its parameters, or None.

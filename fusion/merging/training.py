@@ -86,8 +86,9 @@ class Trainer:
         self.recalibrate()
 
     def answer(self, x: Tensor) -> dict[str, Tensor]:
-        """Return what the network answers in evaluation mode, without noise."""
-        return self.merged(x, gate=self._mean_gate())
+        """Return what the network answers in evaluation mode, without noise and without gradients."""
+        with torch.no_grad():
+            return self.merged(x, gate=self._mean_gate())
 
     def resize(self, kept: Mapping[int, Tensor], groups: Mapping[int, Tensor] | None = None) -> None:
         """Keep only some neurons, as :func:`fusion.merging.resizing.resize` does."""

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from fusion.merging.errors import MergeError
+from fusion.merging.flops import flops
 from fusion.merging.merge import merge, read_models, regroup
+from fusion.merging.neurons import Neurons
 from fusion.merging.planned import reconnect_plan
+from fusion.merging.reconnect import alone
 from fusion.merging.recording import record
 from fusion.merging.regroup import hidden, trace_networks
 from fusion.merging.samples import MergeData, Samples
+from fusion.merging.training import TrainConfig
+from fusion.merging.zipping import zip_networks
 from tests.unit.merging_networks import LeNet, Mlp, ResNet
 from tests.unit.merging_regroupings import config, data_for, deviation, networks_of, union_of
 
@@ -106,7 +111,7 @@ def test_merging_trains_and_leaves_the_networks_alone() -> None:
     data, models = data_for(ResNet), networks_of(ResNet)
     before = {task: {name: value.clone() for name, value in model.state_dict().items()} for task, model in models.items()}
     models["A"].train()
-    merged = merge(models, data, alpha=0.1, steps=3, config=config())
+    merged = merge(models, data, alpha=0.1, steps=3, config=config(), pair=False)
     assert models["A"].training
     assert not merged.training
     assert any(neurons.sizes().get(3) for space, neurons in merged.neurons.items() if space)
@@ -114,6 +119,28 @@ def test_merging_trains_and_leaves_the_networks_alone() -> None:
         for name, value in model.state_dict().items():
             assert torch.equal(value, before[task][name])
     assert {task: tuple(answer.shape) for task, answer in merged(data.train.inputs).items()} == {"A": (48, 2), "B": (48, 2)}
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3])
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5])
+def test_pairs_are_of_neurons_that_the_plan_shares_and_no_task_costs_more_than_alone(num_tasks: int, alpha: float) -> None:
+    data, union = data_for(LeNet, num_tasks), union_of(LeNet, num_tasks)
+    plan = trace_networks(union, data, config()).regroup(alpha)
+    merged = zip_networks(union, data, retrain_steps=0, train=TrainConfig(), plan=plan)
+    assert not merged.training
+    for space in plan.spaces:
+        planned = {(origin, index): group for origin, index, group in _listed(space.neurons)}
+        for origin, index, group in _listed(merged.neurons[space.space]):
+            assert group >> origin & 1
+            if group != 1 << origin:  # the plan lets it serve these tasks, and others of their networks too
+                assert group & ~planned[origin, index] == 0
+                assert any(other != origin and group & ~given == 0 for (other, _), given in planned.items())
+    for number, network in enumerate(union.networks.values()):
+        assert flops(merged, [merged.tasks[number]]) <= flops(alone(network))
+
+
+def _listed(neurons: Neurons) -> list[tuple[int, int, int]]:
+    return list(zip(neurons.origin.tolist(), neurons.index.tolist(), neurons.group.tolist(), strict=True))
 
 
 def with_labels(data: MergeData, **labels: Tensor | None) -> MergeData:

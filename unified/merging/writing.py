@@ -6,10 +6,9 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
+from fusion.graph.saving import write_program
 from fusion.merging.merged import MergedNetwork
 from fusion.merging.page import write_page
 from fusion.merging.pipeline import MergeOutcome
@@ -22,7 +21,6 @@ from unified.submission.umodel_write import export
 
 REPORT = "report.json"
 MAX_SUBSETS = 3  #: tasks up to which every subset gets a file
-_TOLERANCE = 1e-5  #: of a file's answers: another order of sums
 
 
 def write_outcome(outcome: MergeOutcome, out: Path, example: Tensor, notes: tuple[str, ...]) -> tuple[str, ...]:
@@ -48,16 +46,16 @@ def write_outcome(outcome: MergeOutcome, out: Path, example: Tensor, notes: tupl
         What could not be written, and why.
 
     Raises:
-        UnifiedError: A file, read back, does not answer as the network does.
+        FusionError: A file, read back, does not answer as the network does.
         MergeError: The network cannot be saved.
     """
     network, report = outcome.network, outcome.report
     out.mkdir(parents=True, exist_ok=True)
     whole = network.specialize(network.tasks, example=example).eval()
-    _write_program(whole, example, out / "model.pt2")
+    write_program(whole, example, out / "model.pt2")
     (out / "tasks").mkdir(exist_ok=True)
     for task in network.tasks:
-        _write_program(network.specialize([task], example=example, single=True).eval(), example, out / "tasks" / f"{task}.pt2")
+        write_program(network.specialize([task], example=example, single=True).eval(), example, out / "tasks" / f"{task}.pt2")
     _write_subsets(network, example, out / "subsets")
     save(network, out / "merged", metadata={"alpha": report.alpha, "settings": report.to_json()["settings"]})
     told = _write_umodel(whole, out / "model.umodel", example)
@@ -86,27 +84,7 @@ def _write_subsets(network: MergedNetwork, example: Tensor, folder: Path) -> Non
     folder.mkdir(exist_ok=True)
     for names in combinations_of(network.tasks):
         if len(names) > 1:
-            _write_program(network.specialize(names, example=example).eval(), example, folder / f"{joined(names)}.pt2")
-
-
-def _write_program(module: nn.Module, example: Tensor, path: Path) -> None:
-    """Export a module for any batch size, and see whether the file answers as it does."""
-    traced = torch.zeros_like(example[torch.arange(2) % len(example)])  # the archive keeps what it was traced with
-    with torch.no_grad():
-        program = torch.export.export(module, (traced,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
-        torch.export.save(program, path)
-        reloaded = torch.export.load(path).module()
-        for rows in (3, 1):
-            inputs = example[torch.arange(rows) % len(example)]
-            if not _is_equal(module(inputs), reloaded(inputs)):
-                raise UnifiedError(f"{path.name}: read back, it answers otherwise at batch size {rows}")
-
-
-def _is_equal(expected: Tensor | dict[str, Tensor], got: Tensor | dict[str, Tensor]) -> bool:
-    if isinstance(expected, Tensor) or isinstance(got, Tensor):
-        both = isinstance(expected, Tensor) and isinstance(got, Tensor)
-        return both and torch.allclose(expected, got, rtol=_TOLERANCE, atol=_TOLERANCE)
-    return expected.keys() == got.keys() and all(_is_equal(value, got[task]) for task, value in expected.items())
+            write_program(network.specialize(names, example=example).eval(), example, folder / f"{joined(names)}.pt2")
 
 
 def _write_umodel(module: nn.Module, path: Path, example: Tensor) -> tuple[str, ...]:
