@@ -3,7 +3,7 @@
 For each family, such as three VGG-13, the table is measured once. Then candidates, each made by one to four random legal
 mutations, are built and measured in turns, the original among them. Predictions are compared in seconds;
 what the machine has slowed down or sped up since the table was measured, by the original's own time, is taken out, and the
-error with it left in is reported beside. With one thread the clock is that thread's, see ``fusion.search.timer.work_clock``.
+error with it left in is reported beside. With one thread the clock is that thread's, see ``fusion.timer.work_clock``.
 
 ``python -m benchmarks.fusion_latency [--seed 0] [--width 8] [--batch-sizes 1 32] [--candidates 50] [--seconds 20]
 [--out FILE]``
@@ -36,7 +36,7 @@ from fusion.search.measuring import measure_table
 from fusion.search.mutation import Sharing, mutate, pairs
 from fusion.search.space import Space
 from fusion.search.table import CostTable
-from fusion.search.timer import time_interleaved, work_clock
+from fusion.timer import time_interleaved, work_clock
 
 MAX_ERROR, MIN_SPEARMAN = 0.10, 0.95
 MAX_MUTATIONS = 4

@@ -26,7 +26,7 @@ from fusion.search.build import build
 from fusion.search.config import Config, preset
 from fusion.search.progress import Event
 from fusion.search.search import run
-from fusion.search.timer import Timing, time_interleaved
+from fusion.timer import Timing, time_interleaved
 from unified.fusing.cotrain import co_train
 
 SETS = ("vgg", "mixed", "vit", "text")

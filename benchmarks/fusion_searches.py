@@ -13,7 +13,7 @@ from fusion.search.absgraph import Graph
 from fusion.search.hashing import hash_tensors, tensors_of
 from fusion.search.progress import CandidateDone, Event, Improved
 from fusion.search.report import Entry, FusionReport
-from fusion.search.timer import Timing
+from fusion.timer import Timing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

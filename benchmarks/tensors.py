@@ -49,17 +49,17 @@ def digits() -> TensorSet:
 
 def fashion(data: Path | None, *, num_train: int, num_test: int) -> TensorSet:
     """Return the first images of Fashion-MNIST, ``(N, 1, 28, 28)`` in [0, 1], or made-up ones without it."""
-    folder = _folder(data, "fashion-mnist")
+    folder = find_folder(data, "fashion-mnist")
     if folder is None:
         return made_up_images((1, 28, 28), classes=10, num_train=num_train, num_test=num_test)
     return TensorSet(
         source="Fashion-MNIST",
-        train=_idx_pair(folder, "train", num_train),
-        test=_idx_pair(folder, "t10k", num_test),
+        train=read_idx(folder, "train", num_train),
+        test=read_idx(folder, "t10k", num_test),
     )
 
 
-def _idx_pair(folder: Path, split: str, count: int) -> Split:
+def read_idx(folder: Path, split: str, count: int) -> Split:
     """Read ``count`` images and labels of the IDX files of one split."""
     with gzip.open(folder / f"{split}-images-idx3-ubyte.gz") as file:
         pixels = np.frombuffer(file.read(16 + count * 784), dtype=np.uint8, offset=16)
@@ -86,7 +86,7 @@ def made_up_images(shape: tuple[int, int, int], *, classes: int, num_train: int,
 
 def next_words(data: Path | None, *, num_train: int, num_test: int) -> TensorSet:
     """Return word ids and the ids that follow them, both ``(N, TEXT_LENGTH)``, of WikiText-2, or made up."""
-    folder = _folder(data, "wikitext-2")
+    folder = find_folder(data, "wikitext-2")
     if folder is None:
         return _made_up_words(num_train, num_test)
     # The corpus's own validation text is the smallest part that is large enough to train on.
@@ -115,7 +115,7 @@ def _made_up_words(num_train: int, num_test: int) -> TensorSet:
 
 def sentiment(data: Path | None, *, num_train: int, num_test: int) -> TensorSet:
     """Return word ids ``(N, TEXT_LENGTH)``, padded with 0, and labels 0 or 1, of SST-2 or made up."""
-    folder = _folder(data, "sst-2")
+    folder = find_folder(data, "sst-2")
     if folder is None:
         return _made_up_sentences(num_train, num_test)
     train, test = (
@@ -156,7 +156,7 @@ def _made_up_sentences(num_train: int, num_test: int) -> TensorSet:
     )
 
 
-def _folder(data: Path | None, name: str) -> Path | None:
+def find_folder(data: Path | None, name: str) -> Path | None:
     """Return the folder of a data set under ``data`` or ``data/data``, or None where there is none."""
     places = [] if data is None else [data / name, data / "data" / name]
     return next((place for place in places if place.is_dir()), None)

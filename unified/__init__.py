@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from unified.fusing.session import Fusion
     from unified.job import JobSpec
     from unified.job_state import JobState
+    from unified.merging.api import merge
+    from unified.merging.session import Merged
     from unified.results import Result, Timing
     from unified.service.client import Client
     from unified.submission.umodel_read import load_umodel
@@ -43,6 +45,7 @@ _HOMES = {
     "JobFailedError": "unified.errors",
     "JobSpec": "unified.job",
     "JobState": "unified.job_state",
+    "Merged": "unified.merging.session",
     "Problem": "unified.errors",
     "Result": "unified.results",
     "Stacked": "unified.answering.session",
@@ -53,6 +56,7 @@ _HOMES = {
     "export": "unified.submission.umodel_write",
     "fuse": "unified.fusing.api",
     "load_umodel": "unified.submission.umodel_read",
+    "merge": "unified.merging.api",
     "restore": "unified.converting.restoring",
     "stack": "unified.answering.api",
     "train": "unified.api",
@@ -70,6 +74,7 @@ __all__ = [
     "JobFailedError",
     "JobSpec",
     "JobState",
+    "Merged",
     "Problem",
     "Result",
     "Stacked",
@@ -80,6 +85,7 @@ __all__ = [
     "export",
     "fuse",
     "load_umodel",
+    "merge",
     "restore",
     "stack",
     "train",

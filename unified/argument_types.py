@@ -92,6 +92,21 @@ def drops(text: str) -> tuple[float, ...]:
     return values
 
 
+def drop(text: str) -> float:
+    """Return one drop of a score."""
+    values = drops(text)
+    if len(values) > 1:
+        raise argparse.ArgumentTypeError(f"expected one drop of a score, got {text!r}")
+    return values[0]
+
+
+def alpha(text: str) -> float | str:
+    """Return a fraction, infinity, or ``"auto"``."""
+    if text in ("auto", "inf"):
+        return text if text == "auto" else float("inf")
+    return within(0, 1)(text)
+
+
 def names(text: str) -> tuple[str, ...]:
     """Return names with commas between."""
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

@@ -16,6 +16,7 @@ from unified.command_parsers import add_command
 from unified.convert_parsers import add_conversions
 from unified.errors import InvalidSubmission, UnifiedError
 from unified.fuse_parsers import add_fuse, add_fuse_after_run, check_fuse_after_run, check_jobs_before_run, fuse_after_run
+from unified.merge_parser import add_merge
 from unified.queue_parsers import add_queue_commands
 from unified.sign_parsers import add_signing
 from unified.simulate_parser import add_simulate
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_inspect(commands)
     add_fuse(commands)
+    add_merge(commands)
     add_stack(commands)
     add_conversions(commands)
     add_queue_commands(commands)

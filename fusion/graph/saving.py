@@ -71,12 +71,12 @@ def save(tree: FusedTree, folder: Path, example_inputs: Inputs, *, onnx: bool = 
     partial = folder / f".partial-{os.getpid()}"
     try:
         (partial / TASKS_NAME).mkdir(parents=True)
-        program = _write_program(whole, example_inputs, partial / PROGRAM_NAME)
+        program = write_program(whole, example_inputs, partial / PROGRAM_NAME)
         write_weights(whole.state_dict(), partial / WEIGHTS_NAME)
         (partial / STEPS_NAME).write_text(json.dumps(_description(tree), indent=1) + "\n")
         for task in tree.tasks:
             model = TaskModel(whole.only(task))
-            _write_program(model, example_inputs, partial / TASKS_NAME / f"{task}.pt2")
+            write_program(model, example_inputs, partial / TASKS_NAME / f"{task}.pt2")
             write_weights(model.state_dict(), partial / TASKS_NAME / f"{task}.safetensors")
         if onnx:
             write_onnx(program, whole, partial / ONNX_NAME, *_call(example_inputs, _CHECKED_ROWS[0]))
@@ -135,7 +135,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {name: tensors[ties.get(name, name)] for name in order}
 
 
-def _write_program(module: nn.Module, example_inputs: Inputs, path: Path) -> ExportedProgram:
+def write_program(module: nn.Module, example_inputs: Inputs, path: Path) -> ExportedProgram:
+    """Write a module as a ``torch.export`` archive for any batch size, and read it back.
+
+    Args:
+        module: In evaluation mode.
+        example_inputs: Each tensor ``(batch, ...)``; none of their values is in the archive.
+        path: The file.
+
+    Raises:
+        FusionError: If it does not answer bitwise as the module does, at batch sizes other than the traced one.
+    """
     # zeros: the archive keeps what it was traced with, and nobody's samples shall be in it
     args, kwargs = pytree.tree_map(torch.zeros_like, _call(example_inputs, _TRACED_ROWS))
     callee = _Callee(module, num_positional=len(args), names=tuple(kwargs))

@@ -12,14 +12,14 @@ from torch._ops import OpOverload
 from fusion.graph.operators import packet
 from fusion.merging.layers import Layer
 
-_ACTIVATIONS = frozenset(
+ACTIVATIONS = frozenset(
     {
         *("relu", "relu6", "gelu", "silu", "elu", "celu", "selu", "leaky_relu", "sigmoid", "tanh", "hardtanh", "hardswish"),
         *("hardsigmoid", "softplus", "mish", "logsigmoid", "clamp", "clamp_min", "clamp_max", "neg", "abs", "square", "sqrt"),
         *("exp", "log", "detach", "clone", "contiguous", "dropout", "feature_dropout", "alpha_dropout"),
     }
 )
-_POOLS = frozenset(
+POOLS = frozenset(
     ["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d"]
 )
 JOINS = frozenset(["add", "sub", "mul"])
@@ -31,9 +31,9 @@ _WITHOUT_EFFECT = FLATTENS | {"unsqueeze", "slice", "expand", "alias"}  # where 
 
 def keeps_apart(node: fx.Node, name: str, source: Layer, shape: tuple[int, ...]) -> bool:
     """Return whether an operator over one feature leaves each neuron's values its own."""
-    if name in _ACTIVATIONS:
+    if name in ACTIVATIONS:
         return True
-    if name in _POOLS:
+    if name in POOLS:
         return len(source.shape) == 3
     if name in ("mean", "amax"):
         return len(source.shape) == 3 and node.args[1:2] in _OVER_POSITIONS

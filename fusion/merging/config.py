@@ -1,10 +1,10 @@
-"""Options of the estimator of information, checked together, and the threshold that its values are compared with."""
+"""Options of the estimator of information and of regrouping, checked together, and the threshold for information."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from fusion.merging.errors import MergeError
@@ -12,6 +12,7 @@ from fusion.merging.errors import MergeError
 Normalise = Literal["neuron", "network", "none"]
 LabelMode = Literal["mean_marginal", "max_marginal", "joint"]
 AlphaUnit = Literal["layer", "entropy", "nats"]
+OnOverlap = Literal["origin", "drop", "share"]
 MIN_SAMPLES = 16  #: fewer say nothing about the distribution of a neuron
 
 
@@ -98,3 +99,48 @@ class Threshold:
         """Return the threshold in nats, where the layer tells ``total`` nats about labels of ``entropy`` nats."""
         scale = {"layer": total, "entropy": entropy, "nats": 1.0}[self.unit]
         return self.alpha if math.isinf(self.alpha) else self.alpha * scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegroupConfig:
+    """Options of regrouping.
+
+    Attributes:
+        alpha: How much a set of neurons may tell about the tasks that it does not serve; small shares more, large less, and
+            infinity nothing.
+        alpha_unit: What alpha is a fraction of, see :class:`~fusion.merging.config.Threshold`.
+        on_overlap: A neuron that several sets have goes to its own ``origin``, belongs to none of them as in the paper
+            (``drop``), or serves all tasks (``share``).
+        max_subset: Largest set of tasks to seek neurons for, from 1 to K - 1; None is K - 1 up to three tasks, 1 beyond.
+        max_groups: Most groups that a layer may be cut into.
+        min_neurons: That every task keeps in every layer.
+        probe_samples: Training samples that tell which neurons vary; as many of them as it draws go to the estimator.
+        estimator: Options of the estimator.
+
+    Raises:
+        MergeError: Options are out of their range.
+    """
+
+    alpha: float = 0.1
+    alpha_unit: AlphaUnit = "layer"
+    on_overlap: OnOverlap = "origin"
+    max_subset: int | None = None
+    max_groups: int = 32
+    min_neurons: int = 1
+    probe_samples: int = 2048
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is a whole number from {least}, got {value!r}"
+            for name, least in (("max_subset", 1), ("max_groups", 2), ("min_neurons", 1), ("probe_samples", 16))
+            if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < least)
+        ]
+        if self.on_overlap not in get_args(OnOverlap):
+            problems.append(f"on_overlap is one of {', '.join(get_args(OnOverlap))}, got {self.on_overlap!r}")
+        try:
+            Threshold(alpha=self.alpha, unit=self.alpha_unit)
+        except MergeError as error:
+            problems.append(str(error))
+        if problems:
+            raise MergeError(f"the options of regrouping: {'; '.join(problems)}")

@@ -19,7 +19,7 @@ from fusion.merging.config import EstimatorConfig, Threshold
 from fusion.merging.errors import MergeError
 from fusion.merging.information import Estimate, Probe, distances
 
-CHUNK_BYTES = 64 * 2**20  #: of what a step or the distances hold for a moment
+CHUNK_BYTES = 8 * 2**20  #: of what a step or the distances hold for a moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,11 @@ class Trace:
     def reached(self) -> float:
         """The value of the last step in nats, 0 without one."""
         return self.steps[-1].value if self.steps else 0.0
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether the null passes half of the entropy somewhere: there a smaller gamma or more samples are needed."""
+        return any(step.null > self.entropy / 2 for step in self.steps)
 
     def prefix(self, threshold: Threshold) -> tuple[int, ...]:
         """Return the largest set whose value is at most the threshold, in the order of entry.
@@ -178,14 +183,15 @@ class _GrowingSet:
     def _informations(self) -> Tensor:
         """Return the estimates for the set with each candidate, ``(candidates, attributes)``."""
         rows, stored, _ = self._kernels.shape
-        columns = self._shares.shape[2]
+        columns = self._shares.shape[1]
         size = max(1, CHUNK_BYTES // (4 * stored * columns))
-        logs = self._kernel.new_zeros(stored, columns)
+        logs = self._kernel.new_zeros(columns, stored)
         for first in range(0, rows, size):
             part = slice(first, first + size)
-            means = torch.bmm(self._kernels[part], self._kernel[part, :, None] * self._shares[part])
+            # the few rows of shares times the transposed kernels: faster than the kernels times few columns
+            means = torch.bmm(self._kernel[part, None] * self._shares[part], self._kernels[part].transpose(1, 2))
             logs += means.log_().sum(dim=0)
-        logs = logs[self._places()] / rows
+        logs = logs[:, self._places()].T / rows
         return logs[:, :-1] - logs[:, -1:]
 
 
@@ -197,19 +203,19 @@ def _kernels(probe: Probe, neurons: Sequence[int]) -> Tensor:
     for draw in range(draws):
         for first in range(0, len(neurons), size):
             chosen = list(neurons[first : first + size])
-            squared = distances(probe.values[draw][:, chosen])
-            kernels[draw, :, first : first + size] = squared.div_(-2 * probe.s2).exp_().transpose(0, 1)
+            exponents = distances(probe.values[draw][:, chosen]).div_(-2 * probe.s2)
+            torch.exp(exponents.transpose(0, 1), out=kernels[draw, :, first : first + size])
     return kernels.view(draws * samples, len(neurons), samples)
 
 
 def _shares(probe: Probe) -> Tensor:
-    """Return each sample's share in the mean over a row's class, ``(draws * samples, samples, attributes + 1)``.
+    """Return each sample's share in the mean over a row's class, ``(draws * samples, attributes + 1, samples)``.
 
-    The last column is for the mean over all samples.
+    The last one is for the mean over all samples.
     """
-    own = probe.classes.own
-    draws, samples, num_attributes = own.shape
-    shares = probe.values.new_full((draws, samples, samples, num_attributes + 1), 1 / samples)
-    same = (own[:, :, None] == own[:, None]).to(shares.dtype)
-    shares[..., :-1] = same / same.sum(dim=2, keepdim=True)
-    return shares.view(draws * samples, samples, num_attributes + 1)
+    own = probe.classes.own.transpose(1, 2)
+    draws, num_attributes, samples = own.shape
+    shares = probe.values.new_full((draws, samples, num_attributes + 1, samples), 1 / samples)
+    same = (own[:, :, :, None] == own[:, :, None]).to(shares.dtype)
+    shares[:, :, :-1] = (same / same.sum(dim=3, keepdim=True)).transpose(1, 2)
+    return shares.view(draws * samples, num_attributes + 1, samples)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class Step:
         name: Unique.
         kind: What it does.
         inputs: Positions of the steps whose features it takes.
-        target: The operator; None for the input.
+        target: The operator, bound to what it takes by name alone; None for the input.
         args: Its arguments, with :class:`~fusion.merging.layers.Slot` for features and :class:`Held` for tensors; after the
             features and tensors for those of ``OWNING`` kinds.
         space: Number of the space of its neurons.
@@ -63,6 +64,11 @@ class Step:
     def positions(self) -> int:
         """Values for each neuron."""
         return torch.Size(self.shape).numel()
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its feature is ``(N, neurons * positions)``: after flattening."""
+        return len(self.shape) == 1 and self.kind is not Kind.INPUT
 
 
 class Part(nn.Module):
@@ -130,6 +136,7 @@ class MergedNetwork(nn.Module):
             else:
                 self.constants.register_buffer(name, value.detach().clone())
         self.momentum: float | None = None  # of the statistics of normalization, in place of each layer's own
+        self.lowerings: dict[object, dict[str, str]] = {}  # what specialize() measured: by subset and sizes, then by layer
         self.set_masks()
 
     def forward(self, x: Tensor, tasks: Collection[str] | None = None, gate: Gate | None = None) -> dict[str, Tensor]:
@@ -157,6 +164,20 @@ class MergedNetwork(nn.Module):
                 if gate is not None and step.is_read and step.space in self.prunable:
                     values[position] = gate(step, values[position])
         return values
+
+    def specialize(
+        self,
+        tasks: Collection[str],
+        *,
+        lowering: str | Mapping[str, str] = "auto",
+        share: bool = False,
+        example: Tensor | None = None,
+        single: bool = False,
+    ) -> nn.Module:
+        """Cut out a plain network for some tasks: see :func:`fusion.merging.specializing.specialize`."""
+        from fusion.merging.specializing import specialize  # it builds on this module
+
+        return specialize(self, tasks, lowering=lowering, share=share, example=example, single=single)
 
     def bits(self, tasks: Collection[str] | None) -> int:
         """Return the bits of some tasks, of all if None.
@@ -207,6 +228,7 @@ class MergedNetwork(nn.Module):
                     continue
                 mask = mask.repeat_interleave(source.positions, 1) if step.kind is Kind.LINEAR else mask[:, :, None, None]
                 part.mask = mask.to(part.weight.device, part.weight.dtype)
+                part.weight.data.mul_(part.mask)  # an edge that opens later starts at zero
 
     def _run(self, position: int, step: Step, given: list[Any]) -> Any:
         if step.kind is Kind.INPUT:
@@ -229,7 +251,7 @@ class MergedNetwork(nn.Module):
         if len(mine) == len(theirs):
             return value
         chosen = torch.searchsorted(theirs, mine)
-        if source.kind is Kind.FLATTEN:
+        if source.is_flat:
             chosen = (chosen[:, None] * source.positions + torch.arange(source.positions)).flatten()
         return value.index_select(1, chosen.to(value.device))
 
@@ -257,6 +279,12 @@ def conv_arguments(step: Step) -> tuple[Any, Any, Any]:
     """Return stride, padding and dilation."""
     stride, padding, dilation = (*step.args[:3], *((1, 1), (0, 0), (1, 1))[len(step.args[:3]) :])
     return stride, padding, dilation
+
+
+def called(step: Step) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return the operator of a step, and what it is given by name alone."""
+    assert step.target is not None
+    return (step.target.func, dict(step.target.keywords)) if isinstance(step.target, partial) else (step.target, {})
 
 
 def filled(args: Any, given: Sequence[Any], held: Callable[[Held], Any]) -> Any:

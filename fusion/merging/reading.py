@@ -114,7 +114,7 @@ class _Reader:
             self._append_kind(node, kind, features)
 
     def _kind(self, node: fx.Node, features: list[fx.Node]) -> Kind | None:
-        """Return the kind of a node, None after noting why there is none."""
+        """Return the kind of a node; None if it changes nothing, or after noting why there is none."""
         if self._is_private(node):
             return Kind.OPAQUE
         name, source = packet(node), self.layers[self.position[features[0]]]

@@ -81,9 +81,15 @@ def _step(union: Union, position: int, node: Node, constants: dict[str, Tensor])
         args=_holding(args, f"c{position}", constants),
         space=node.space,
         tasks=bits_of(node.layers, union.tasks),
-        shape=(layer.positions,) if node.kind is Kind.FLATTEN else tuple(layer.shape[1:]),
+        shape=_shape(layer),
         is_read=position in union.spaces[node.space].readers,
     )
+
+
+def _shape(layer: Layer) -> tuple[int, ...]:
+    """Return the shape at one neuron's width: of ``(neurons * positions,)``, after flattening, the positions."""
+    is_flat = layer.kind is Kind.FLATTEN or layer.shape[:1] not in ((), (layer.width,))
+    return (layer.positions,) if is_flat else tuple(layer.shape[1:])
 
 
 def _holding(args: Any, prefix: str, constants: dict[str, Tensor]) -> Any:

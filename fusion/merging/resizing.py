@@ -24,6 +24,7 @@ def resize(
 
     Args:
         merged: Changed in place; its parameters stay the same objects, with other shapes and without gradients.
+            What was computed before and still has its graph must be let go before the next backward pass.
         kept: By space the positions of the neurons that stay, int64, ascending; other spaces stay whole.
         groups: By space the new bits of the neurons that stay, each within its old ones; edges that this forbids are cut.
         optimizer: Of its parameters, or None.
@@ -76,7 +77,7 @@ def _places(before: Tensor, wanted: Tensor) -> Tensor:
 
 def _slice(part: Part, rows: Tensor, optimizer: Optimizer | None) -> None:
     for parameter in part.parameters(recurse=False):
-        _replace(parameter, rows, 0, optimizer)
+        keep(parameter, rows, 0, optimizer)
     for name in ("running_mean", "running_var"):
         value = getattr(part, name)
         if value is not None:
@@ -87,10 +88,11 @@ def _slice_columns(part: Part, read: Tensor, step: Step, source: Step, optimizer
     if step.kind is Kind.LINEAR and source.positions > 1:
         read = (read[:, None] * source.positions + torch.arange(source.positions)).flatten()
     assert part.weight is not None
-    _replace(part.weight, read, 1, optimizer)
+    keep(part.weight, read, 1, optimizer)
 
 
-def _replace(parameter: nn.Parameter, index: Tensor, dim: int, optimizer: Optimizer | None) -> None:
+def keep(parameter: nn.Parameter, index: Tensor, dim: int, optimizer: Optimizer | None) -> None:
+    """Keep only some rows (``dim=0``) or columns of a parameter, and of what the optimizer holds for it."""
     index = index.to(parameter.device)
     state = {} if optimizer is None else optimizer.state.get(parameter, {})
     for name, value in state.items():

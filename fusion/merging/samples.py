@@ -78,17 +78,21 @@ def score(output: Tensor, labels: Tensor) -> float:
     return float(1 - ((output.double() - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum())
 
 
-def scores(model: nn.Module, samples: Samples, tasks: Collection[str], *, batch_size: int = 256) -> dict[str, float]:
-    """Return the score of each task of a model that answers with a dict, in evaluation mode."""
-    was = model.training
-    model.eval()
+def scores(
+    model: Callable[[Tensor], Mapping[str, Tensor]], samples: Samples, tasks: Collection[str], *, batch_size: int = 256
+) -> dict[str, float]:
+    """Return the score of each task of a model that answers with a dict; a module is asked in evaluation mode."""
+    was = isinstance(model, nn.Module) and model.training
+    if isinstance(model, nn.Module):
+        model.eval()
     outputs: dict[str, list[Tensor]] = {task: [] for task in tasks}
     with torch.no_grad():
         for start in range(0, len(samples), batch_size):
             answers = model(samples.inputs[start : start + batch_size])
             for task in tasks:
                 outputs[task].append(answers[task])
-    model.train(was)
+    if isinstance(model, nn.Module):
+        model.train(was)
     return {task: score(torch.cat(values), samples.labels[task]) for task, values in outputs.items()}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from fusion.merging.layers import MAKERS, Kind
 from fusion.merging.matching import View
 from fusion.merging.merged import MergedNetwork, edges
+from fusion.merging.plan import Regrouping
 
 Pairs = dict[int, tuple[Tensor, Tensor]]
 """By space, the positions of first and of second neurons, pair by pair."""
@@ -100,8 +101,10 @@ class Site:
         return kept[0], kept[1]
 
 
-def find_sites(merged: MergedNetwork, space: int, left: int, right: int) -> list[Site]:
+def find_sites(merged: MergedNetwork, space: int, left: int, right: int, allowed: Tensor | None = None) -> list[Site]:
     """Return the layers that make neurons of a space for the task ``right`` and any of ``left`` (bits).
+
+    Where ``allowed`` gives the tasks (bits) that each neuron may serve, only those that may serve all of both are paired.
 
     There are none where the neurons must stay as they are, or none can be paired.
     """
@@ -109,7 +112,10 @@ def find_sites(merged: MergedNetwork, space: int, left: int, right: int) -> list
     left &= functools.reduce(operator.or_, (step.tasks for _, step in steps))
     if merged.frozen.get(space, 0) & (left | right):
         return []
-    rows = [(merged.neurons[space].group == bits).nonzero().flatten() for bits in (left, right)]
+    free = torch.ones(len(merged.neurons[space]), dtype=torch.bool)
+    if allowed is not None:
+        free = ((left | right) & ~allowed) == 0
+    rows = [((merged.neurons[space].group == bits) & free).nonzero().flatten() for bits in (left, right)]
     if not all(map(len, rows)):
         return []
     found: list[Site] = []
@@ -134,6 +140,19 @@ def find_sites(merged: MergedNetwork, space: int, left: int, right: int) -> list
         )
         found.append(site)
     return found
+
+
+def may_share(merged: MergedNetwork, space: int, plan: Regrouping | None) -> Tensor | None:
+    """Return the tasks (bits) that a plan lets each neuron of a space serve; None without a plan, which lets them all."""
+    if plan is None:
+        return None
+    neurons = merged.neurons[space]
+    if space not in plan.groups:
+        return neurons.group
+    planned = plan.groups[space]
+    bits = dict(zip(zip(planned.origin.tolist(), planned.index.tolist(), strict=True), planned.group.tolist(), strict=True))
+    own = zip(neurons.origin.tolist(), neurons.index.tolist(), strict=True)
+    return torch.tensor([bits[key] for key in own], dtype=torch.int64)
 
 
 def affine(merged: MergedNetwork, position: int) -> tuple[Tensor, Tensor]:

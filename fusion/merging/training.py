@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusion.merging.layers import Kind
-from fusion.merging.merged import Gate, MergedNetwork
+from fusion.merging.merged import Gate, MergedNetwork, Part
+from fusion.merging.neurons import Neurons
+from fusion.merging.resizing import resize
 from fusion.merging.samples import Loss, Samples, batches, loss_for
+from fusion.merging.vib import Bottleneck
 
 RECALIBRATION_BATCHES = 20
 
@@ -40,7 +45,8 @@ class Trainer:
         samples: With labels of all tasks.
         config: How.
         losses: By task; by default what the labels call for.
-        extra: Parameters that are trained beside the network's.
+        bottleneck: Noise on its neurons, trained along; None without.
+        kl: Weight of the bottleneck's penalty.
     """
 
     def __init__(
@@ -50,36 +56,80 @@ class Trainer:
         config: TrainConfig,
         *,
         losses: Mapping[str, Loss] | None = None,
-        extra: Collection[nn.Parameter] = (),
+        bottleneck: Bottleneck | None = None,
+        kl: float = 0.0,
     ) -> None:
         self.merged = merged
         self.config = config
+        self.bottleneck, self.kl = bottleneck, kl
         self.losses = {task: loss_for(samples.labels[task]) for task in merged.tasks} | dict(losses or {})
-        parameters = [*merged.parameters(), *extra]
-        self.optimizer = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.Adam(self._parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self._batches: Iterator[Samples] = batches(samples, config.batch_size, torch.Generator().manual_seed(config.seed))
 
-    def train(self, steps: int, *, lr: float | None = None, penalty: Callable[[], Tensor] | None = None) -> None:
+    def train(self, steps: int, *, lr: float | None = None) -> None:
         """Take some steps in training mode; the network is in evaluation mode afterwards, its statistics renewed.
 
         Args:
             steps: How many.
             lr: Learning rate at the first step, falling to a tenth by a cosine; the configuration's if None.
-            penalty: Added to the loss.
         """
         start = self.config.lr if lr is None else lr
         self.merged.train()
         for number in range(steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = start * _cosine(number / max(steps, 1))
-            batch = self.next_batch()
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(batch)
-            (loss if penalty is None else loss + penalty()).backward()
+            self._training_loss(self.next_batch()).backward()
             average_shared(self.merged)
             self.optimizer.step()
         self.merged.eval()
         self.recalibrate()
+
+    def answer(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what the network answers in evaluation mode, without noise and without gradients."""
+        with torch.no_grad():
+            return self.merged(x, gate=self._mean_gate())
+
+    def resize(self, kept: Mapping[int, Tensor], groups: Mapping[int, Tensor] | None = None) -> None:
+        """Keep only some neurons, as :func:`fusion.merging.resizing.resize` does."""
+        resize(self.merged, kept, groups, self.optimizer)
+        if self.bottleneck is not None:
+            self.bottleneck.resize(kept, self.optimizer)
+
+    def snapshot(self) -> Snapshot:
+        """Return all that training and resizing change, but for the place in the data."""
+        parameters = self._parameters()
+        return Snapshot(
+            neurons=dict(self.merged.neurons),
+            parameters=[parameter.detach().clone() for parameter in parameters],
+            statistics=[{name: value.clone() for name, value in _statistics(part).items()} for part in _parts(self.merged)],
+            states=[_cloned(self.optimizer.state.get(parameter, {})) for parameter in parameters],
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put back what a snapshot holds."""
+        self.merged.neurons = dict(snapshot.neurons)
+        for parameter, value, state in zip(self._parameters(), snapshot.parameters, snapshot.states, strict=True):
+            parameter.data = value.clone()
+            parameter.grad = None
+            self.optimizer.state[parameter] = _cloned(state)
+        for part, values in zip(_parts(self.merged), snapshot.statistics, strict=True):
+            for name, value in values.items():
+                setattr(part, name, value.clone())
+        self.merged.set_masks()
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.merged.parameters(), *(self.bottleneck.parameters() if self.bottleneck is not None else ())]
+
+    def _training_loss(self, batch: Samples) -> Tensor:
+        if self.bottleneck is None:
+            return self.loss(batch)
+        tasks = self.merged.tasks
+        noisy = [self.loss(batch, [task], self.bottleneck.noisy(self.merged, number)) for number, task in enumerate(tasks)]
+        return torch.stack(noisy).sum() + self.kl * self.bottleneck.penalty(self.merged)
+
+    def _mean_gate(self) -> Gate | None:
+        return None if self.bottleneck is None else partial(self.bottleneck.mean, self.merged)
 
     def next_batch(self) -> Samples:
         """Return the next training batch."""
@@ -94,6 +144,16 @@ class Trainer:
         """Renew the statistics of normalization, if there is any."""
         if any(step.kind is Kind.NORM for step in self.merged.steps):
             recalibrate(self.merged, [self.next_batch().inputs for _ in range(RECALIBRATION_BATCHES)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Snapshot:
+    """A network, its bottleneck and its optimizer at one moment."""
+
+    neurons: dict[int, Neurons]
+    parameters: list[Tensor]
+    statistics: list[dict[str, Tensor]]
+    states: list[dict[str, Any]]
 
 
 def average_shared(merged: MergedNetwork) -> None:
@@ -131,3 +191,16 @@ def recalibrate(merged: MergedNetwork, inputs: Collection[Tensor]) -> None:
 def _cosine(share: float) -> float:
     """Return the factor of the learning rate after a share of the steps: 1 at 0, a tenth at 1."""
     return 0.1 + 0.9 * 0.5 * (1 + float(torch.cos(torch.tensor(share * torch.pi))))
+
+
+def _parts(merged: MergedNetwork) -> list[Part]:
+    return [part for part in merged.parts.values() if isinstance(part, Part)]
+
+
+def _statistics(part: Part) -> dict[str, Tensor]:
+    found = {"running_mean": part.running_mean, "running_var": part.running_var}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fusion.merging.errors import MergeError
 from fusion.merging.layers import MAKERS, OWNING, Constant, Kind, Layer, Network
@@ -107,7 +108,7 @@ def unite(networks: Sequence[Network], *, apart: Collection[str] = ()) -> Union:
     places: dict[str, list[int]] = {}
     for network in networks:
         places[network.name] = _insert(network, nodes, frozenset(apart))
-    drafts, moved = _in_order(list(nodes.values()))
+    drafts, moved = _in_order(list(nodes.values()), alone=len(networks) == 1)
     places = {task: [moved[place] for place in own] for task, own in places.items()}
     numbers = _spaces(networks, drafts, places)
     finished = tuple(
@@ -186,7 +187,7 @@ def _content(layer: Layer) -> object:
 _CONV_DEFAULTS = ((1, 1), (0, 0), (1, 1), 1)
 
 
-def _spelled(layer: Layer) -> object:
+def _spelled(layer: Layer) -> tuple[Any, ...]:
     """Return the arguments with defaults written out, and without what is the layer's own width."""
     if layer.kind is Kind.FLATTEN:
         return ()
@@ -200,9 +201,9 @@ def _frozen(value: object) -> object:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _in_order(drafts: list[_Draft]) -> tuple[list[_Draft], dict[int, int]]:
-    """Return the nodes by depth, and which place became which."""
-    order = sorted(range(len(drafts)), key=lambda place: drafts[place].depth)
+def _in_order(drafts: list[_Draft], *, alone: bool) -> tuple[list[_Draft], dict[int, int]]:
+    """Return the nodes by depth, those of one network in its own order, and which place became which."""
+    order = sorted(range(len(drafts)), key=lambda place: 0 if alone else drafts[place].depth)
     return [drafts[place] for place in order], {place: number for number, place in enumerate(order)}
 
 
@@ -273,7 +274,15 @@ def _partings(networks: Sequence[Network], nodes: Sequence[Node]) -> list[str]:
         hidden = [node for node in alone if node.layers[network.name].space != network.layers[network.output].space]
         if hidden:
             where = "from the start" if not shared else f"after {shared[-1].name!r}"
-            notes.append(
-                f"{network.name}: {where}, layer {hidden[0].name!r} corresponds to none of another network; it stays private"
-            )
+            what = f"layer {hidden[0].name!r} ({_told(hidden[0].layers[network.name])})"
+            notes.append(f"{network.name}: {where}, {what} corresponds to none of another network; it stays private")
     return notes
+
+
+def _told(layer: Layer) -> str:
+    """Say what a layer is, as far as that decides what it corresponds to."""
+    if layer.kind is not Kind.CONV:
+        return layer.kind.value
+    kernel, stride = layer.tensors["weight"].shape[2:], _spelled(layer)[0]
+    sizes = {"kernel": kernel, "stride": stride, "feature": layer.shape[1:]}
+    return "conv, " + ", ".join(f"{name} {' x '.join(map(str, size))}" for name, size in sizes.items())

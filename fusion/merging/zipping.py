@@ -28,9 +28,11 @@ from fusion.merging.layers import MAKERS, Kind
 from fusion.merging.matching import View, cheapest_pairs, distances, patches, restricted
 from fusion.merging.merged import MergedNetwork
 from fusion.merging.pairing import put_together
+from fusion.merging.plan import Regrouping
+from fusion.merging.planned import reconnect_plan
 from fusion.merging.reconnect import reconnect
 from fusion.merging.samples import MergeData
-from fusion.merging.sites import Pairs, Site, find_sites
+from fusion.merging.sites import Pairs, Site, find_sites, may_share
 from fusion.merging.training import TrainConfig, Trainer
 from fusion.merging.union import Union
 
@@ -46,15 +48,18 @@ def zip_networks(
     *,
     retrain_steps: int,
     train: TrainConfig,
+    plan: Regrouping | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> MergedNetwork:
-    """Zip all layers that networks have in common, but for their outputs.
+    """Zip all layers that networks have in common, but for their outputs; with a plan, only the neurons that it shares.
 
     Args:
         union: The networks; they are copied, not changed.
         data: ``train`` gives the inputs for second moments and the samples to train on.
         retrain_steps: Training steps after each layer (after each stage of a residual network); 0 for none.
         train: How to train.
+        plan: Which neurons are to be shared: of those that are to serve the same tasks, one of each network becomes one; those
+            that find no partner stay exclusive. None: all are.
         progress: Told what has been zipped.
 
     Returns:
@@ -63,13 +68,13 @@ def zip_networks(
     Raises:
         MergeError: If the networks have no layer in common that can be zipped.
     """
-    merged = reconnect(union)
+    merged = reconnect(union) if plan is None else reconnect_plan(union, plan.apart())
     inputs = data.train.inputs[:NUM_SAMPLES]
     number = 0
     for stage in _stages(merged):
         zipped = False
-        for task in range(1, len(union.tasks)):
-            zipped |= _zip_stage(merged, stage, (1 << task) - 1, 1 << task, inputs)
+        for left, right in _sides(len(union.tasks), partly=plan is not None):
+            zipped |= _zip_stage(merged, stage, left, right, inputs, plan)
         if not zipped:
             continue
         number += 1
@@ -78,12 +83,22 @@ def zip_networks(
             Trainer(merged, data.train, config).train(retrain_steps)
         if progress is not None:
             progress(f"zipped {', '.join(union.spaces[space].name for space in stage)}")
-    if not number:
+    if not number and plan is None:
         raise MergeError(
             f"{' and '.join(union.tasks)} have no layer in common but the outputs, so that nothing can be zipped; expected "
             f"networks that begin alike{''.join(f'; {note}' for note in union.notes)}"
         )
     return merged
+
+
+def _sides(num_tasks: int, *, partly: bool) -> list[tuple[int, int]]:
+    """Return which groups of neurons are zipped with which: each task's with those of all before it, or of any of them."""
+    found: list[tuple[int, int]] = []
+    for task in range(1, num_tasks):
+        before = (1 << task) - 1
+        lefts = sorted(range(1, before + 1), key=lambda bits: (-bits.bit_count(), bits)) if partly else [before]
+        found += [(left, 1 << task) for left in lefts]
+    return found
 
 
 def _stages(merged: MergedNetwork) -> list[list[int]]:
@@ -100,9 +115,9 @@ def _stages(merged: MergedNetwork) -> list[list[int]]:
     return sorted((sorted(stage) for stage in stages if 0 not in stage), key=lambda stage: (len(before[stage[0]]), stage))
 
 
-def _zip_stage(merged: MergedNetwork, stage: list[int], left: int, right: int, inputs: Tensor) -> bool:
+def _zip_stage(merged: MergedNetwork, stage: list[int], left: int, right: int, inputs: Tensor, plan: Regrouping | None) -> bool:
     """Zip the task ``right`` into what the tasks ``left`` share in the spaces of a stage; returns whether anything was."""
-    sites = [site for space in stage for site in find_sites(merged, space, left, right)]
+    sites = [site for space in stage for site in find_sites(merged, space, left, right, may_share(merged, space, plan))]
     if not sites:
         return False
     moments = _moments(merged, sites, left | right, inputs)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fusion.graph.feature import Feature, Layout
 from fusion.search.flops import blocks_of
 from fusion.search.space import BlockId
-from fusion.search.timer import evaluating
+from fusion.timer import evaluating
 
 if TYPE_CHECKING:
     from fusion.graph.block import BlockSequence

@@ -18,7 +18,7 @@ from fusion.search.report import Entry, FusionReport, TaskEnd
 from fusion.search.scores import Scores, evaluate
 from fusion.search.setting import Setting
 from fusion.search.state import State
-from fusion.search.timer import Timing, time_interleaved
+from fusion.timer import Timing, time_interleaved
 
 MAX_FINALISTS = 6  #: per threshold
 MIN_RUNS = 40  #: of a finalist; with a handful of them a busy machine makes one of two equal models twice as fast

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.graph.flop_counter import FlopCounter
-from fusion.search.timer import evaluating
+from fusion.timer import evaluating
 
 if TYPE_CHECKING:
     from fusion.graph.block import Block, BlockSequence

@@ -20,8 +20,8 @@ from fusion.search.flops import blocks_of
 from fusion.search.mutation import Sharing, may_share
 from fusion.search.space import BlockId
 from fusion.search.table import AdapterKind, Conditions, Cost, CostTable
-from fusion.search.timer import Marks, StagedRun, Timing, evaluating, recorder_for, time_stages, work_clock
 from fusion.search.working_memory import working_bytes
+from fusion.timer import Marks, StagedRun, Timing, evaluating, recorder_for, time_stages, work_clock
 
 if TYPE_CHECKING:
     from fusion.graph.block import BlockSequence

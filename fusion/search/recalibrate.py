@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from fusion.graph.tree import FusedTree
 from fusion.search.build import block_name
 from fusion.search.space import BlockId
-from fusion.search.timer import evaluating
+from fusion.timer import evaluating
 
 _ARGUMENTS = {
     torch.ops.aten.batch_norm.default: (

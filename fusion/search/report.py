@@ -14,7 +14,7 @@ import torch
 from fusion.graph.tree import FusedTree
 from fusion.search.absgraph import AdapterId, Graph
 from fusion.search.history import finite
-from fusion.search.timer import Timing
+from fusion.timer import Timing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,7 @@ class Cost:
     """What one step costs for a batch.
 
     Attributes:
-        seconds: Of a run that little gets in the way of, see :class:`fusion.search.timer.Timing`.
+        seconds: Of a run that little gets in the way of, see :class:`fusion.timer.Timing`.
         iqr_seconds: Distance of the quartiles.
         working_bytes: Largest sum of tensors that are alive within it at once, its output among them, its input not.
     """

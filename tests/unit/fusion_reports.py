@@ -13,7 +13,7 @@ from fusion.search.absgraph import BlockId, Graph, capacities, flops, original
 from fusion.search.mutation import Pair, mutate
 from fusion.search.report import Entry, FusionReport, TaskEnd
 from fusion.search.space import BlockInfo, Space
-from fusion.search.timer import Timing
+from fusion.timer import Timing
 from tests.unit.fused_trees import step, tree_of
 
 

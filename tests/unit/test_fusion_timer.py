@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fusion.graph.errors import FusionError
-from fusion.search.timer import Marks, Timing, evaluating, recorder_for, time_interleaved, time_stages, work_clock
+from fusion.timer import Marks, Timing, evaluating, recorder_for, time_interleaved, time_stages, work_clock
 
 
 class Machine:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fusion.search.timer import Timing, time_interleaved
 from fusion.stacking.answering import simple
+from fusion.timer import Timing, time_interleaved
 from unified.errors import UnifiedError
 
 #: How far answers may be apart, over the largest of them. A number is rounded to 6e-8 of itself in float32.

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fusion.search.timer import Timing, evaluating
 from fusion.stacking.answering import Exported, export
 from fusion.stacking.errors import NotStackableError
 from fusion.stacking.stack import Stack
 from fusion.stacking.stack import stack as stack_of
+from fusion.timer import Timing, evaluating
 from unified.answering.checking import call, largest_difference, time_both, tolerance
 from unified.answering.members import Answerer, check_alike, samples_of
 from unified.answering.writing import write_description, written

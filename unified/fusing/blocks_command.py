@@ -16,7 +16,7 @@ from fusion.graph.errors import FusionError
 from fusion.graph.feature import Feature
 from fusion.graph.parse import parse
 from fusion.search.flops import block_flops
-from fusion.search.timer import Marks, Timing, evaluating, time_stages
+from fusion.timer import Marks, Timing, evaluating, time_stages
 from unified.admission import ModelForm
 from unified.errors import UnifiedError
 from unified.fusing.examples import Example, example_of_data, find_model, umodel_example

@@ -1,0 +1,1 @@
+"""Merging finished jobs into one network that is cheap for every subset of their tasks: from results to files."""
