@@ -24,11 +24,14 @@ from rich.console import Console
 
 from benchmarks.machine import describe_machine, git_commit, versions
 from benchmarks.merging_aims import aims
+from benchmarks.merging_data import load_items
 from benchmarks.merging_estimator import estimator_figures
 from benchmarks.merging_models import NETWORKS
 from benchmarks.merging_plot import draw
 from benchmarks.merging_runs import Plan, run_plan
-from benchmarks.merging_tables import print_runs
+from benchmarks.merging_singles import Recipe
+from benchmarks.merging_studies import inclusion, relatedness
+from benchmarks.merging_tables import print_runs, print_studies
 from benchmarks.tensors import find_folder
 
 IDS = ("M1", "M2", "M3", "M4", "M5", "M6")
@@ -48,8 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(1)
         estimator = estimator_figures()
     runs = _run_all(plans, options.workers, console)
+    studies = None if data is None or not options.studies else study(data.parent, options)
     found = [target for target in aims(runs, estimator) if target.id in options.only or target.value is None]
     print_runs(runs, found, console)
+    if studies is not None:
+        print_studies(studies, console)
     content = {
         "machine": asdict(describe_machine()),
         "versions": versions(),
@@ -57,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command": f"python -m benchmarks.merging {' '.join(sys.argv[1:] if argv is None else argv)}",
         "estimator": estimator,
         "runs": runs,
+        "studies": studies,
         "targets": [{**asdict(target), "verdict": target.verdict} for target in found],
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +84,9 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--network", choices=tuple(NETWORKS), default="lenet5")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="of pruning (default: both; ResNets: taylor)")
     parser.add_argument(
+        "--studies", action="store_true", help="also count shared neurons by relatedness, and for included tasks"
+    )
+    parser.add_argument(
         "--workers", type=int, default=max(1, len(os.sched_getaffinity(0))), help="runs side by side, a thread each"
     )
     parser.add_argument("--data", type=Path, help="folder of fashion-mnist; default: $UNIFIED_DATA")
@@ -91,12 +101,20 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def study(data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Count how neurons are grouped for pairs of related tasks, and where one task is a part of the other."""
+    torch.set_num_threads(1)
+    items, recipe = load_items(data), Recipe(epochs=1 if options.tiny else 8)
+    settings = {"seed": options.seeds[0], "folder": options.cache}
+    return {"relatedness": relatedness(items, recipe, **settings), "inclusion": inclusion(items, recipe, **settings)}
+
+
 def _plans(options: argparse.Namespace, data: Path) -> list[Plan]:
     amounts: dict[str, Any] = {"epochs": 40, "panels": 24_000, "alphas": (0.02, 0.1), "steps": 100, "lr": 2e-3}
     if options.quick:
         amounts |= {"epochs": 8, "panels": 16_000, "alphas": (0.02,), "steps": 60}
     if options.tiny:
-        amounts |= {"epochs": 1, "panels": 256, "alphas": (0.2,), "steps": 2}
+        amounts |= {"epochs": 1, "panels": 256, "alphas": (0.02,), "steps": 2, "max_drop": 0.0, "judged": 100}
     common = {"network": options.network, "data": data, "cache": options.cache} | amounts
     plans = [
         Plan(tasks="two", seed=seed, method=method, **common)
@@ -121,8 +139,7 @@ def _run_all(plans: Sequence[Plan], workers: int, console: Console) -> list[dict
             found[number] = done.result()
             plan, run = plans[number], found[number]
             console.print(
-                f"{len(found)}/{len(plans)} {plan.network} {plan.tasks} seed {plan.seed} {plan.method}: "
-                f"singles {run['single_seconds']:.0f} s, merge and baselines {run['merge_seconds']:.0f} s",
+                f"{len(found)}/{len(plans)} {plan.name}: singles {run['single_seconds']:.0f} s, the rest {run['merge_seconds']:.0f} s",
                 highlight=False,
             )
     return [found[number] for number in range(len(plans))]

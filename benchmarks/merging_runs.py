@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from fusion.merging.merged import MergedNetwork
 from fusion.merging.neurons import names_of, subsets
 from fusion.merging.pipeline import run
 from fusion.merging.planned import reconnect_plan
+from fusion.merging.progress import Event, StageBegan
 from fusion.merging.reconnect import alone
 from fusion.merging.regroup import Traces, trace_networks
 from fusion.merging.samples import MergeData, Samples
@@ -47,6 +48,7 @@ class Plan:
         steps: Training steps after a removal.
         lr: Of that training.
         max_drop: Of a task's accuracy.
+        judged: Panels for validation and for the test, at most; None: all.
     """
 
     network: str
@@ -61,6 +63,12 @@ class Plan:
     steps: int
     lr: float
     max_drop: float = 0.01
+    judged: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.network}, {self.tasks} tasks, seed {self.seed}, {self.method}"
 
 
 def run_plan(plan: Plan) -> dict[str, Any]:
@@ -77,7 +85,7 @@ def run_plan(plan: Plan) -> dict[str, Any]:
         alphas=plan.alphas, max_drop=plan.max_drop, prune=plan.method, baselines=True, steps=plan.steps, lr=plan.lr,
         seed=plan.seed,
     )  # fmt: skip
-    outcome = run(models, data, settings)
+    outcome = run(models, data, settings, progress=lambda event: _tell(plan, event))
     merged = time.perf_counter()
     return {
         "network": plan.network,
@@ -98,7 +106,8 @@ def merge_data(drawn: PanelData, plan: Plan) -> MergeData:
     """Return the samples of a merge: more training panels than the published 8000, on which LeNet would overfit."""
     generator = torch.Generator().manual_seed(TRAIN_SEED + plan.seed)
     train = draw_panels(drawn.train_items, drawn.tasks, plan.panels, generator)
-    return MergeData(train=_samples(train), validation=_samples(drawn.validation), test=_samples(drawn.test))
+    validation, test = (_samples(panels, plan.judged) for panels in (drawn.validation, drawn.test))
+    return MergeData(train=_samples(train), validation=validation, test=test)
 
 
 def check_subsets(merged: MergedNetwork, samples: Samples) -> dict[str, Any]:
@@ -155,5 +164,13 @@ def own_shares(traces: Traces, alpha: float) -> dict[str, dict[str, float | None
     return found
 
 
-def _samples(panels: Panels) -> Samples:
-    return Samples(inputs=panels.inputs, labels=copy.copy(panels.labels))
+def _samples(panels: Panels, count: int | None = None) -> Samples:
+    return Samples(inputs=panels.inputs[:count], labels={task: labels[:count] for task, labels in panels.labels.items()})
+
+
+def _tell(plan: Plan, event: Event) -> None:
+    """Say how far a run is, on the terminal's error stream."""
+    if isinstance(event, StageBegan):
+        print(
+            f"{plan.name}: {event.seconds:.0f} s, {event.number}/{event.num_stages} {event.what}", file=sys.stderr, flush=True
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,30 @@ def print_runs(runs: Sequence[Run], found: Sequence[Target], console: Console) -
                 console.print(f"{PRUNING[method]}: gain over {scheme}: average {average}, peak {peak}")
     for target in found:
         console.print(target.line, highlight=False)
+
+
+def print_studies(studies: Mapping[str, Sequence[Mapping[str, Any]]], console: Console) -> None:
+    """Print both studies."""
+    rows = studies["relatedness"]
+    alphas = list(dict.fromkeys(row["alpha"] for row in rows))
+    table = Table(title="shared neurons in % of all, by what the labels tell about each other (6.3.1)")
+    table.add_column("I(A; B) bits")
+    for alpha in alphas:
+        table.add_column(f"alpha {alpha:g}", justify="right")
+    for bits in dict.fromkeys(row["information_bits"] for row in rows):
+        mine = {row["alpha"]: 100 * row["shared_share"] for row in rows if row["information_bits"] == bits}
+        table.add_row(f"{bits:g}", *(f"{mine[alpha]:.1f}" for alpha in alphas))
+    console.print(table)
+    table = Table(title="exclusive neurons where task B is a part of task A, as found (6.3.2): A / B / in both sets / live")
+    layers = list(studies["inclusion"][0]["live"])
+    for heading in ("alpha", *layers):
+        table.add_column(heading, justify="right")
+    for row in studies["inclusion"]:
+        cells = [
+            f"{row['only_a'][name]} / {row['only_b'][name]} / {row['both'][name]} / {row['live'][name]}" for name in layers
+        ]
+        table.add_row(f"{row['alpha']:g}", *cells)
+    console.print(table)
 
 
 def _table(network: str, runs: Sequence[Run]) -> Table:

@@ -28,7 +28,7 @@ from fusion.merging.plan import Fold, Regrouping, SpacePlan
 from fusion.merging.reconnect import own_groups
 from fusion.merging.recording import Activity, record
 from fusion.merging.samples import MergeData, Samples, check_samples
-from fusion.merging.searching import Search, grow, resolve
+from fusion.merging.searching import Search, doubts, grow, resolve
 from fusion.merging.union import Union
 
 
@@ -87,7 +87,11 @@ class Traces:
             on_overlap=self.config.on_overlap,
             max_subset=self.max_subset,
             spaces=tuple(self._plan(space, groups[space], selected.get(space)) for space in order),
-            notes=(*self._limits(), *said),
+            notes=(
+                *self._limits(),
+                *(doubt for search in self.searches.values() for doubt in doubts(search, threshold)),
+                *said,
+            ),
         )
 
     def _search(self, space: int, activity: Activity, labels: Mapping[str, Tensor]) -> Search:

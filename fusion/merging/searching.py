@@ -17,6 +17,9 @@ from fusion.merging.labels import side_by_side
 from fusion.merging.neurons import Neurons, names_of
 
 
+LARGE_NULL = 0.5  #: of the labels' entropy: above, the estimate is mostly chance
+
+
 class Search:
     """Looks for sets of neurons of one space that tell little about the labels of some tasks.
 
@@ -41,6 +44,7 @@ class Search:
         config: EstimatorConfig,
     ) -> None:
         self.name = name
+        self.tasks = tuple(labels)
         self.searched = tuple(searched)
         self.owners = owners
         self.bits = bits
@@ -86,8 +90,7 @@ class Search:
         return best
 
     def _searched_on(self, group: int, threshold: Threshold | None, among: frozenset[int], begun: Trace | None) -> Trace:
-        tasks = list(self._labels)
-        others = names_of(self.bits & ~group, tasks)
+        others = names_of(self.bits & ~group, self.tasks)
         origins = self.owners.origin[list(self.searched)].tolist()
         try:
             labels = side_by_side([self._labels[task] for task in others], bins=self._config.bins)
@@ -118,6 +121,28 @@ def grow(search: Search, threshold: Threshold, max_subset: int) -> dict[int, tup
         left -= {neuron for chosen in level.values() for neuron in chosen}
         found |= level
     return found
+
+
+def doubts(search: Search, threshold: Threshold) -> list[str]:
+    """Say where the estimator sees nothing in a layer, or chance, in the searches for single tasks (design 4)."""
+    said = []
+    for number, task in enumerate(search.tasks):
+        if not search.searched or not search.bits >> number & 1:
+            continue
+        found = search.trace(1 << number, threshold)
+        others = ", ".join(names_of(search.bits & ~(1 << number), search.tasks))
+        if found.total <= 0:
+            said.append(
+                f"{search.name}: all neurons together tell no more about {others} than chance, so that all of them may serve "
+                f"{task} alone: use more num_samples or a smaller gamma"
+            )
+        worst = max((step.null for step in found.steps), default=0.0)
+        if worst > LARGE_NULL * found.entropy:
+            said.append(
+                f"{search.name}: chance alone tells {worst:.2g} nats about {others}, of {found.entropy:.2g} that could be told: "
+                "use more num_samples or a smaller gamma"
+            )
+    return said
 
 
 def resolve(search: Search, selected: Mapping[int, Sequence[int]], on_overlap: OnOverlap) -> Tensor:

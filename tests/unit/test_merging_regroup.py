@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -21,7 +22,7 @@ from fusion.merging.plan import Regrouping
 from fusion.merging.planned import reconnect_plan
 from fusion.merging.reconnect import own_groups
 from fusion.merging.regroup import Traces, hidden, trace_networks
-from fusion.merging.searching import Search, grow, resolve
+from fusion.merging.searching import Search, doubts, grow, resolve
 from tests.unit.merging_layers import two_nets
 from tests.unit.merging_networks import KINDS, LeNet, Mlp, ResNet, random_groups
 from tests.unit.merging_regroupings import SMALL, config, data_for, deviation, networks_of, union_of
@@ -159,6 +160,18 @@ def test_after_the_guards_every_group_has_input_and_every_task_neurons(seed: int
     for space in drawn:
         for number, width in enumerate(union.spaces[space].widths.values()):
             assert int((groups[space] >> number & 1).sum()) >= min(least, width)
+
+
+def test_what_the_estimator_cannot_see_is_said() -> None:
+    search = search_of()
+    assert doubts(search, Threshold(alpha=0.2)) == []
+    generator = torch.Generator().manual_seed(0)
+    noise, labels = torch.randn(32, 2, generator=generator), torch.arange(32)[:, None] % 2
+    blind = Search("fc", noise, range(2), {"A": labels, "B": labels}, search.owners.take(torch.tensor([0, 6])), 3, SMALL)
+    assert "fc: all neurons together tell no more about B than chance" in doubts(blind, Threshold(alpha=0.2))[0]
+    sharp = replace(SMALL, gamma=1000.0)  # every sample is alone, so that any labels look told
+    chance = Search("fc", noise, range(2), {"A": labels, "B": labels}, blind.owners, 3, sharp)
+    assert any("chance alone tells" in said for said in doubts(chance, Threshold(alpha=inf)))
 
 
 def test_a_plan_is_a_table_and_json() -> None:
