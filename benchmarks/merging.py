@@ -139,7 +139,8 @@ def _run_all(plans: Sequence[Plan], workers: int, console: Console) -> list[dict
             found[number] = done.result()
             plan, run = plans[number], found[number]
             console.print(
-                f"{len(found)}/{len(plans)} {plan.name}: singles {run['single_seconds']:.0f} s, the rest {run['merge_seconds']:.0f} s",
+                f"{len(found)}/{len(plans)} {plan.name}: singles {run['single_seconds']:.0f} s, "
+                f"the rest {run['merge_seconds']:.0f} s",
                 highlight=False,
             )
     return [found[number] for number in range(len(plans))]
