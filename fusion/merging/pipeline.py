@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from fusion.merging.config import Threshold
+from fusion.merging.errors import MergeError
 from fusion.merging.gains import gains
 from fusion.merging.merge import read_models
 from fusion.merging.merged import MergedNetwork
 from fusion.merging.neurons import names_of
+from fusion.merging.plain import pruned_module
 from fusion.merging.plan import Regrouping
 from fusion.merging.planned import reconnect_plan
 from fusion.merging.progress import AlphaTried, Event, Finished, Progress, RoundEnded, StageBegan, Started
@@ -58,11 +60,14 @@ class MergeOutcome:
         network: In evaluation mode.
         plan: The groups before pruning.
         report: What it cost and gained.
+        alone: With baselines, each model pruned alone (B1): a copy of the module given, its layers narrower, or a plain module
+            where that cannot be. Without, empty.
     """
 
     network: MergedNetwork
     plan: Regrouping
     report: MergeReport
+    alone: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 def run(
@@ -81,7 +86,7 @@ def run(
     """
     if data.test is not None:
         check_samples(data.test, models, "test samples")
-    return _Run(read_models(models, data, private=settings.private), data, settings, progress).outcome()
+    return _Run(models, read_models(models, data, private=settings.private), data, settings, progress).outcome()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -95,8 +100,15 @@ class _Trial:
 
 
 class _Run:
-    def __init__(self, union: Union, data: MergeData, settings: MergeSettings, progress: Progress | None) -> None:
-        self.union, self.data, self.settings = union, data, settings
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        union: Union,
+        data: MergeData,
+        settings: MergeSettings,
+        progress: Progress | None,
+    ) -> None:
+        self.models, self.union, self.data, self.settings = models, union, data, settings
         self._progress = progress
         self._begin = time.perf_counter()
         self._stage = 0
@@ -120,13 +132,23 @@ class _Run:
         trials = [self._trial(alpha) for alpha in alphas]
         # of those that are not good enough the one that shares least, which has lost least by merging
         best = min(trials, key=lambda trial: (not trial.record.is_feasible, trial.record.cost))
-        schemes = [self.original, *self._baselines(), best.scheme]
+        baselines = self._baselines()
+        schemes = [self.original, *baselines, best.scheme]
         self._began("measuring")
         report = self._report(schemes, best, trials)
         self._tell(
             Finished(alpha=best.alpha, is_feasible=report.schemes[OURS].is_feasible, seconds=report.seconds),
         )
-        return MergeOutcome(network=best.scheme.networks[0], plan=best.plan, report=report)
+        alone_too = {network.tasks[0]: self._owned(network) for network in (baselines[0].networks if baselines else ())}
+        return MergeOutcome(network=best.scheme.networks[0], plan=best.plan, report=report, alone=alone_too)
+
+    def _owned(self, network: MergedNetwork) -> nn.Module:
+        """Return a network of one task as its owner's module, or as a plain one where that cannot be pruned."""
+        (task,) = network.tasks
+        try:
+            return pruned_module(self.models[task], self.union.networks[task], network)
+        except MergeError:
+            return network.specialize([task], single=True).eval()
 
     def _trial(self, alpha: float) -> _Trial:
         self._began(f"merging and pruning with alpha {alpha:g}" if self.settings.prune else f"merging with alpha {alpha:g}")

@@ -16,7 +16,6 @@ from fusion.merging.greedy import Trace, trace
 from fusion.merging.labels import side_by_side
 from fusion.merging.neurons import Neurons, names_of
 
-
 LARGE_NULL = 0.5  #: of the labels' entropy: above, the estimate is mostly chance
 
 
@@ -139,7 +138,7 @@ def doubts(search: Search, threshold: Threshold) -> list[str]:
         worst = max((step.null for step in found.steps), default=0.0)
         if worst > LARGE_NULL * found.entropy:
             said.append(
-                f"{search.name}: chance alone tells {worst:.2g} nats about {others}, of {found.entropy:.2g} that could be told: "
+                f"{search.name}: chance alone tells {worst:.2g} nats about {others}, of {found.entropy:.2g} there are: "
                 "use more num_samples or a smaller gamma"
             )
     return said

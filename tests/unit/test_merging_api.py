@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import unified
+from fusion.graph.flop_counter import FlopCounter
 from fusion.merging.samples import score
 from fusion.merging.saving import load
 from unified.errors import UnifiedError
@@ -79,6 +80,18 @@ def test_the_report_compares_with_both_baselines_under_one_rule(merged):
     assert {curve.tasks for curve in report.curves} == {("sign",), ("third",)}
 
 
+def test_models_pruned_alone_are_their_owners_modules_with_fewer_neurons(merged):
+    inputs, _ = labelled(5)
+    assert list(merged.alone) == ["sign", "third"]
+    for task, module in merged.alone.items():
+        expected = merged.report.schemes["B1"].flops[task,]
+        with FlopCounter() as counter:
+            answer = module(inputs)
+        assert counter.get_total_flops() == expected * len(inputs)
+        assert answer.shape == merged.network(inputs)[task].shape
+        assert any(isinstance(layer, nn.Sequential) for layer in module.modules()), "the class that was given"
+
+
 def test_every_file_answers_as_the_network_does(merged):
     inputs, _ = labelled(5)
     out = merged.folder
@@ -94,6 +107,12 @@ def test_every_file_answers_as_the_network_does(merged):
             torch.testing.assert_close(torch.export.load(out / name).module()(inputs), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(unified.load_umodel(out / "model.umodel").eval()(inputs), whole, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(load(out / "merged")(inputs), whole)
+    for task, module in merged.alone.items():
+        with torch.no_grad():
+            answer = module(inputs)
+            torch.testing.assert_close(
+                torch.export.load(out / "alone" / f"{task}.pt2").module()(inputs), answer, rtol=1e-5, atol=1e-5
+            )
     written = json.loads((out / "report.json").read_text())
     assert written["gains"]["B1"]["average"] == merged.report.gains["B1"].average
     assert (out / "report.html").read_text().startswith("<!doctype html>")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,15 @@ class Merged:
         report: What it costs and how good it is, for every combination of tasks.
         folder: Where its files are, or None.
         notes: What was done to the data, and what could not be written.
+        alone: With ``baselines=True`` each model pruned alone, which can be the cheapest: a copy of the module given with
+            narrower layers, or a plain one; by task.
     """
 
     network: MergedNetwork
     report: MergeReport
     folder: Path | None
     notes: tuple[str, ...] = ()
+    alone: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def module(self, *tasks: str) -> nn.Module:
         """Return a plain module for some tasks, all if none is named: exact sizes, a dict by task, exportable.
@@ -131,7 +134,7 @@ def merge_models(
             notes += write_outcome(outcome, out, data.train.inputs[:4], notes)
     except MergeError as error:
         raise UnifiedError(str(error)) from error
-    return Merged(network=outcome.network, report=outcome.report, folder=out, notes=notes)
+    return Merged(network=outcome.network, report=outcome.report, folder=out, notes=notes, alone=outcome.alone)
 
 
 def merge_data(models: Mapping[str, nn.Module], parts: Parts, losses: Mapping[str, str], device: torch.device) -> MergeData:

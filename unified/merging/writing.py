@@ -32,6 +32,7 @@ def write_outcome(outcome: MergeOutcome, out: Path, example: Tensor, notes: tupl
     ``model.pt2``                  all tasks: ``torch.export`` archive for any batch size; its output is a dict
     ``tasks/NAME.pt2``             one task alone; its output is that of the task's model
     ``subsets/A+B.pt2``            each subset of two tasks or more, up to three tasks; its output is a dict
+    ``alone/NAME.pt2``             with baselines, each task's own model pruned alone (B1)
     ``model.umodel``               all tasks, to be trained or fused further
     ``merged/``                    the merged network itself: weights by group, and which neurons serve which tasks
     ``report.html``, ``plots/``    the page, and its pictures
@@ -57,6 +58,9 @@ def write_outcome(outcome: MergeOutcome, out: Path, example: Tensor, notes: tupl
     (out / "tasks").mkdir(exist_ok=True)
     for task in network.tasks:
         write_program(network.specialize([task], example=example, single=True).eval(), example, out / "tasks" / f"{task}.pt2")
+    for task, module in outcome.alone.items():
+        (out / "alone").mkdir(exist_ok=True)
+        write_program(module, example, out / "alone" / f"{task}.pt2")
     _write_subsets(network, example, out / "subsets")
     told = _write_merged(network, out / "merged", {"alpha": report.alpha, "settings": report.to_json()["settings"]})
     told += _write_umodel(whole, out / "model.umodel", example)
