@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Generic, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+Event = TypeVar("Event")
 FILE_WIDTH = 160  #: columns of a table that goes to a file or a pipe
 
 
@@ -27,6 +28,30 @@ def line_writer(stream: TextIO) -> Callable[[str], None]:
             is_read = False
 
     return write
+
+
+class LineView(Generic[Event]):
+    """Writes lines for each event; a view like a live one, which leaves what it has written.
+
+    Args:
+        stream: Where to, flushed after each line.
+        spell: Returns the lines of an event.
+    """
+
+    def __init__(self, stream: TextIO, spell: Callable[[Event], Iterable[str]]) -> None:
+        self._write, self._spell = line_writer(stream), spell
+
+    def __enter__(self) -> Callable[[Event], None]:
+        """Return what writes the lines."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave what was written."""
+
+    def __call__(self, event: Event) -> None:
+        """Write the lines of ``event``."""
+        for line in self._spell(event):
+            self._write(line)
 
 
 def make_console() -> Console:

@@ -12,7 +12,7 @@ from fusion.search.config import BASELINES, POLICIES, PRESETS, Metric
 from fusion.search.progress import CandidateDone, Event, Finished, Improved, Started
 from unified import fuse_parsers
 from unified.fusing.fuse_command import FuseOptions
-from unified.fusing.views import FuseJsonLines, FuseLive, FusePlainLines, cost_text
+from unified.fusing.views import FuseLive, cost_text, fuse_lines
 
 STORY: tuple[Event, ...] = (
     Started(
@@ -32,7 +32,7 @@ STORY: tuple[Event, ...] = (
 
 def test_plain_lines_tell_the_story():
     stream = io.StringIO()
-    with FusePlainLines(stream, "latency") as tell:
+    with fuse_lines(stream, "latency", as_json=False) as tell:
         for event in STORY:
             tell(event)
     assert stream.getvalue().splitlines() == [
@@ -48,7 +48,7 @@ def test_plain_lines_tell_the_story():
 
 def test_json_lines_are_strict_json_of_every_field():
     stream = io.StringIO()
-    with FuseJsonLines(stream) as tell:
+    with fuse_lines(stream, "latency", as_json=True) as tell:
         for event in STORY:
             tell(event)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]

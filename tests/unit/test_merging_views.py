@@ -22,7 +22,7 @@ from unified.errors import UnifiedError
 from unified.merging.session import Merged
 from unified.merging.settings import make_settings
 from unified.merging.tables import end_lines, end_table
-from unified.merging.views import MergeJsonLines, MergeLive, MergePlainLines
+from unified.merging.views import MergeLive, merge_lines
 
 SCORES = {"digit": 0.97, "parity": 0.985}
 FLOPS = {("digit",): 1_000_000, ("parity",): 900_000, ("digit", "parity"): 1_500_000}
@@ -45,7 +45,7 @@ STORY: tuple[Event, ...] = (
 
 def test_plain_lines_tell_the_story():
     stream = io.StringIO()
-    with MergePlainLines(stream) as tell:
+    with merge_lines(stream, as_json=False) as tell:
         for event in STORY:
             tell(event)
     assert stream.getvalue().splitlines() == [
@@ -63,7 +63,7 @@ def test_plain_lines_tell_the_story():
 
 def test_json_lines_are_strict_json_of_every_field():
     stream = io.StringIO()
-    with MergeJsonLines(stream) as tell:
+    with merge_lines(stream, as_json=True) as tell:
         for event in STORY:
             tell(event)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]

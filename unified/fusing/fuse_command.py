@@ -24,7 +24,7 @@ from unified.fusing.parting import Parts
 from unified.fusing.session import Fusion, first_rows, fuse_jobs
 from unified.fusing.sources import FinishedJob, read_results
 from unified.fusing.threads import choose_threads, recorded_threads, threads_kept
-from unified.fusing.views import FuseJsonLines, FuseLive, FusePlainLines, Listener
+from unified.fusing.views import FuseLive, Listener, fuse_lines
 from unified.fusing.writing import SEARCH, forget
 from unified.listeners import json_line
 from unified.run_command import EXIT_DONE, EXIT_INTERRUPTED, terminated_like_interrupted
@@ -167,10 +167,8 @@ def make_room(options: FuseOptions) -> None:
 
 
 def _view(console: Console, config: Config, *, as_json: bool) -> AbstractContextManager[Listener]:
-    if as_json:
-        return FuseJsonLines(sys.stdout)
-    if not sys.stdout.isatty() or console.is_dumb_terminal:
-        return FusePlainLines(sys.stdout, str(config.metric))
+    if as_json or not sys.stdout.isatty() or console.is_dumb_terminal:
+        return fuse_lines(sys.stdout, str(config.metric), as_json=as_json)
     limit = None if config.candidates == float("inf") else int(config.candidates)
     return FuseLive(console, str(config.metric), num_candidates=limit, budget_seconds=config.budget_seconds)
 

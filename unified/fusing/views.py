@@ -18,58 +18,24 @@ from fusion.search.progress import CandidateDone, Event, Finished, Improved, Sta
 from unified.listeners import json_line
 from unified.quantities import MISSING, bytes_text, count_text, plural, seconds_text, value_text
 from unified.summary import finite
-from unified.terminal import line_writer
+from unified.terminal import LineView
 
 Listener = Callable[[Event], None]
 _NUM_LAST = 6
 _STATUS_STYLES = {"accepted": "green", "failed": "red", "unknown": "yellow"}
 
 
-class FusePlainLines:
-    """Writes a line for each event.
+def fuse_lines(stream: TextIO, metric: str, *, as_json: bool) -> LineView[Event]:
+    """Return what writes events as lines.
 
     Args:
-        stream: Where to, flushed after each line.
+        stream: Where to.
         metric: What the search makes small.
+        as_json: Every event as one line of strict JSON: ``{"event": "CandidateDone", "number": 3, …}``.
     """
-
-    def __init__(self, stream: TextIO, metric: str) -> None:
-        self._write = line_writer(stream)
-        self._metric = metric
-
-    def __enter__(self) -> Listener:
-        """Return what writes the lines."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave what was written."""
-
-    def __call__(self, event: Event) -> None:
-        """Write the line of ``event``."""
-        for line in event_lines(event, self._metric):
-            self._write(line)
-
-
-class FuseJsonLines:
-    """Writes every event as one line of strict JSON: ``{"event": "CandidateDone", "number": 3, …}``.
-
-    Args:
-        stream: Where to, flushed after each line.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._write = line_writer(stream)
-
-    def __enter__(self) -> Listener:
-        """Return what writes the lines."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave what was written."""
-
-    def __call__(self, event: Event) -> None:
-        """Write ``event``."""
-        self._write(json_line(fuse_event_to_json(event)))
+    if as_json:
+        return LineView(stream, lambda event: [json_line(fuse_event_to_json(event))])
+    return LineView(stream, lambda event: event_lines(event, metric))
 
 
 class FuseLive:

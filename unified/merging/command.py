@@ -23,7 +23,7 @@ from unified.listeners import json_line
 from unified.merging.session import Merged, Prepare, merge_jobs
 from unified.merging.settings import make_settings
 from unified.merging.tables import end_lines, end_table
-from unified.merging.views import Listener, MergeJsonLines, MergeLive, MergePlainLines
+from unified.merging.views import Listener, MergeLive, merge_lines
 from unified.merging.writing import check_room
 from unified.run_command import EXIT_DONE, EXIT_INTERRUPTED, terminated_like_interrupted
 from unified.summary import finite
@@ -128,10 +128,8 @@ def _set_threads(options: MergeOptions, settings: MergeSettings) -> Prepare | No
 
 
 def _view(console: Console, *, as_json: bool) -> AbstractContextManager[Listener]:
-    if as_json:
-        return MergeJsonLines(sys.stdout)
-    if not sys.stdout.isatty() or console.is_dumb_terminal:
-        return MergePlainLines(sys.stdout)
+    if as_json or not sys.stdout.isatty() or console.is_dumb_terminal:
+        return merge_lines(sys.stdout, as_json=as_json)
     return MergeLive(console)
 
 

@@ -17,55 +17,22 @@ from fusion.merging.records import joined, plain
 from unified.fusing.views import plain_table
 from unified.listeners import json_line
 from unified.quantities import count_text, plural, seconds_text
-from unified.terminal import line_writer
+from unified.terminal import LineView
 
 Listener = Callable[[Event], None]
 _NUM_LAST = 6
 
 
-class MergePlainLines:
-    """Writes a line for each event.
+def merge_lines(stream: TextIO, *, as_json: bool) -> LineView[Event]:
+    """Return what writes events as lines.
 
     Args:
-        stream: Where to, flushed after each line.
+        stream: Where to.
+        as_json: Every event as one line of strict JSON: ``{"event": "RoundEnded", "scheme": "PAM", …}``.
     """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._write = line_writer(stream)
-
-    def __enter__(self) -> Listener:
-        """Return what writes the lines."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave what was written."""
-
-    def __call__(self, event: Event) -> None:
-        """Write the lines of ``event``."""
-        for line in event_lines(event):
-            self._write(line)
-
-
-class MergeJsonLines:
-    """Writes every event as one line of strict JSON: ``{"event": "RoundEnded", "scheme": "PAM", …}``.
-
-    Args:
-        stream: Where to, flushed after each line.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._write = line_writer(stream)
-
-    def __enter__(self) -> Listener:
-        """Return what writes the lines."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave what was written."""
-
-    def __call__(self, event: Event) -> None:
-        """Write ``event``."""
-        self._write(json_line(merge_event_to_json(event)))
+    if as_json:
+        return LineView(stream, lambda event: [json_line(merge_event_to_json(event))])
+    return LineView(stream, event_lines)
 
 
 class MergeLive:
