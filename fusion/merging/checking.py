@@ -27,7 +27,14 @@ def check_reading(network: Network, captured: Captured) -> None:
     remedy = "keep what is unusual in it private with private=[…]"
     for inputs in (network.example, longer):
         with torch.no_grad():
-            expected = _answer(captured, inputs)
+            try:
+                expected = _answer(captured, inputs)
+            except (RuntimeError, IndexError, TypeError) as error:  # of operators: other types of numbers, a fixed batch size
+                why = str(error).splitlines()[0]
+                raise MergeError(
+                    f"{network.name}: cannot be run on {len(inputs)} samples of {inputs.dtype} ({why}); give a network and "
+                    "samples of one type of numbers, and a network for any number of samples"
+                ) from error
             try:
                 answer = rebuilt(inputs)[network.name]
             except (RuntimeError, IndexError, TypeError) as error:  # of operators, over sizes that its layers do not have

@@ -35,4 +35,4 @@ class Gates:
 
     def __call__(self, step: Step, feature: Tensor) -> Tensor:
         """Return the feature with each neuron times its factor."""
-        return feature * by_neuron(self.merged, step, self.factors[step.space])
+        return feature * by_neuron(self.merged, step, self.factors[step.space]).to(feature.dtype)

@@ -86,6 +86,8 @@ class Probe:
         if len(codes) != len(flat):
             raise MergeError(f"values are of {len(flat)} samples, but labels of {len(codes)}")
         spread = spreads(flat)
+        if bad := (~((spread > 0) & spread.isfinite())).nonzero().flatten().tolist():
+            raise MergeError(f"neurons {bad} vary by too much or too little for their squares: scale the network's inputs")
         scale = _scales(spread, config.normalise, origins)
         draws = _draws(len(flat), config).to(flat.device)
         drawn = codes.to(flat.device)[draws]

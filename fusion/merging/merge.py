@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -15,7 +15,7 @@ from fusion.merging.plan import Regrouping
 from fusion.merging.planned import reconnect_plan
 from fusion.merging.reading import read_network
 from fusion.merging.regroup import trace_networks
-from fusion.merging.samples import MergeData, Samples, check_samples
+from fusion.merging.samples import MergeData, Samples, check_samples, expected_labels
 from fusion.merging.training import TrainConfig, Trainer
 from fusion.merging.union import Union, unite
 from fusion.merging.zipping import zip_networks
@@ -48,6 +48,8 @@ def read_models(models: Models, data: MergeData, *, private: Collection[str] = (
                 networks.append(read_network(model, example, name=str(name), private=private))
             except MergeError as error:
                 problems.append(str(error))
+    if not problems:
+        problems = [*_misfits(networks, data)]
     if problems:
         raise MergeError("\n".join(problems))
     return unite(networks)
@@ -129,9 +131,18 @@ def _wrong_models(models: Models) -> list[str]:
     return problems
 
 
+def _misfits(networks: Collection[Network], data: MergeData) -> Iterator[str]:
+    """Yield where labels do not fit what a network answers."""
+    for network in networks:
+        shape = network.layers[network.output].shape
+        for samples, what in ((data.train, "training"), (data.validation, "validation")):
+            labels = samples.labels[network.name]
+            if expected := expected_labels(shape, labels):
+                given = f"{labels.dtype} {tuple(labels.shape)}, smallest {labels.min():g}, largest {labels.max():g}"
+                yield f"{network.name}: answers {shape} for a sample; expected {what} labels {expected}, got {given}"
+
+
 def _wrong_samples(samples: Samples, tasks: Collection[str], what: str) -> list[str]:
-    if not len(samples):
-        return [f"{what}: there are none"]
     try:
         check_samples(samples, tasks, what)
     except MergeError as error:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 
 from fusion.merging.config import Threshold
@@ -159,7 +160,9 @@ class _Run:
         else:
             merged = reconnect_plan(self.union, plan)
         Trainer(merged, self.data.train, train).train(MERGE_STEPS * steps)
+        self._check_finite(merged)
         scheme = self._pruned(Scheme(name=OURS, networks=(merged,)))
+        self._check_finite(scheme.networks[0])
         found = scheme.scores(self.data.validation)
         flops = {names: scheme.flops(names) for names in combinations_of(self.union.tasks)}
         record = AlphaRecord(
@@ -175,6 +178,10 @@ class _Run:
             )
         )
         return _Trial(alpha=alpha, plan=plan, scheme=scheme, record=record)
+
+    def _check_finite(self, merged: MergedNetwork) -> None:
+        if not all(bool(torch.isfinite(value).all()) for value in merged.state_dict().values()):
+            raise MergeError(f"training diverged: weights are not finite; give a learning rate below {self.settings.lr:g}")
 
     def _baselines(self) -> list[Scheme]:
         if not self.settings.baselines:

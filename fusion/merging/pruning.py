@@ -8,6 +8,7 @@ networks (baseline 1) and zipped ones (baseline 2). The paper states neither flo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -171,16 +172,20 @@ class _Pruner:
         )  # fmt: skip
 
     def _warm_up(self) -> None:
-        """Train until every task is at its floor, for a while: merging alone may cost accuracy."""
+        """Train until every task is at its floor, for a while: merging alone may cost accuracy. The best network stays."""
         if self.bottleneck is not None:
             self.trainer.train(self.config.steps)
-        for _ in range(4):
-            if not self._look(0):
+        least = math.inf
+        for mends_left in reversed(range(5)):
+            failing = self._look(0)
+            short = self._shortfall(self.rounds[-1].scores)
+            if self.best is None or short < least:
+                self.best, least = self.trainer.snapshot(), short
+            if not failing or not mends_left:
                 break
             self.trainer.train(self.config.mend_steps)
-        else:
-            self._look(0)
-        self.best = self.trainer.snapshot()
+        assert self.best is not None
+        self.trainer.restore(self.best)
 
     def _round(self, number: int) -> bool:
         """Remove a chunk for each task that has turns left; return whether there is more to do."""
@@ -234,13 +239,13 @@ class _Pruner:
         }
 
     def _finish(self) -> None:
-        """Train on at a lower rate, and keep that if no task is worse off than its floor."""
+        """Train on at a lower rate, and keep that if no more is missing to the floors."""
         if not self.config.final_steps:
             return
         before = self.trainer.snapshot()
-        was = self._failing(self._scores())
+        short = self._shortfall(self._scores())
         self.trainer.train(self.config.final_steps, lr=self.config.train.lr / 2)
-        if len(self._failing(self._scores())) > len(was):
+        if self._shortfall(self._scores()) > short:
             self.trainer.restore(before)
 
     def _scores(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -59,6 +60,18 @@ def is_attributes(labels: Tensor) -> bool:
     return labels.ndim == 2 and bool(((labels == 0) | (labels == 1)).all())
 
 
+def expected_labels(shape: tuple[int, ...], labels: Tensor) -> str | None:
+    """Return what labels should be for a network that answers ``shape`` for a sample; None if they are."""
+    if labels.is_floating_point():
+        num_values = math.prod(shape)
+        return None if labels[:1].numel() == num_values else f"{num_values} values for each"
+    if labels.ndim == 1:
+        is_fitting = len(shape) == 1 and bool((labels >= 0).all()) and int(labels.max()) < shape[0]
+        return None if is_fitting else "one class below that number for each"
+    is_fitting = is_attributes(labels) and labels.shape[1:] == shape
+    return None if is_fitting else "zeros and ones of that shape for each"
+
+
 def loss_for(labels: Tensor) -> Loss:
     """Return the loss that labels of this kind call for: cross entropy, binary cross entropy by attribute, or squared error."""
     if is_classes(labels):
@@ -69,13 +82,17 @@ def loss_for(labels: Tensor) -> Loss:
 
 
 def score(output: Tensor, labels: Tensor) -> float:
-    """Return how good outputs are, 1 at best: accuracy, mean binary accuracy, or the share of variance that is explained."""
+    """Return how good outputs are, 1 at best: accuracy, mean binary accuracy, or the share of variance that is explained.
+
+    What is not a number is wrong, so that a score is always one, minus infinity at worst.
+    """
     if is_classes(labels):
-        return float((output.argmax(1) == labels).double().mean())
+        return float(((output.argmax(1) == labels) & ~output.isnan().any(1)).double().mean())
     if is_attributes(labels):
-        return float(((output > 0) == (labels > 0.5)).double().mean())
+        return float((((output > 0) == (labels > 0.5)) & ~output.isnan()).double().mean())
     target = labels.reshape(output.shape).double()
-    return float(1 - ((output.double() - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum())
+    found = float(1 - ((output.double() - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum())
+    return -math.inf if math.isnan(found) else found
 
 
 def scores(
@@ -106,11 +123,13 @@ def batches(samples: Samples, batch_size: int, generator: torch.Generator) -> It
 
 
 def check_samples(samples: Samples, tasks: Collection[str], what: str) -> None:
-    """Check that every task has a label for every sample.
+    """Check that there are samples, that every task has a label for each, and that real-valued labels vary.
 
     Raises:
         MergeError: With everything that is wrong.
     """
+    if not len(samples):
+        raise MergeError(f"{what}: there are none")
     problems: list[str] = []
     for task in tasks:
         labels = samples.labels.get(task)
@@ -120,6 +139,10 @@ def check_samples(samples: Samples, tasks: Collection[str], what: str) -> None:
             problems.append(f"{what}: {len(labels)} labels of task {task!r} for {len(samples)} samples")
         elif labels.is_floating_point() and not bool(torch.isfinite(labels).all()):
             problems.append(f"{what}: labels of task {task!r} that are not finite; every sample needs a label of every task")
+        elif labels.is_floating_point() and not is_attributes(labels) and bool((labels == labels[:1]).all()):
+            problems.append(
+                f"{what}: labels of task {task!r} that are all the same; of their variance nothing can be explained"
+            )
     if not bool(torch.isfinite(samples.inputs).all()):
         problems.append(f"{what}: inputs that are not finite")
     if problems:

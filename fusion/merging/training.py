@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion.merging.errors import MergeError
 from fusion.merging.layers import Kind
 from fusion.merging.merged import Gate, MergedNetwork, Part
 from fusion.merging.neurons import Neurons
@@ -62,6 +63,9 @@ class Trainer:
         self.merged = merged
         self.config = config
         self.bottleneck, self.kl = bottleneck, kl
+        is_single = min(config.batch_size, len(samples)) == 1
+        if is_single and any(step.kind is Kind.NORM and step.positions == 1 for step in merged.steps):
+            raise MergeError("batches of one sample, which have no variance to normalize by; expected batch_size of 2 or more")
         self.losses = {task: loss_for(samples.labels[task]) for task in merged.tasks} | dict(losses or {})
         self.optimizer = torch.optim.Adam(self._parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self._batches: Iterator[Samples] = batches(samples, config.batch_size, torch.Generator().manual_seed(config.seed))

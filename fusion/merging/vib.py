@@ -45,7 +45,7 @@ class Bottleneck(nn.Module):
 
     def mean(self, merged: MergedNetwork, step: Step, feature: Tensor) -> Tensor:
         """Gate without noise: what is judged, and what :func:`fold` puts into the weights."""
-        return feature * by_neuron(merged, step, self.mu[str(step.space)])
+        return feature * by_neuron(merged, step, self.mu[str(step.space)]).to(feature.dtype)
 
     def scores(self, task: int) -> dict[int, Tensor]:
         """Return ``log mu^2 - log sigma^2`` by space: the paper's rule removes what is at most 0."""
@@ -93,7 +93,8 @@ class _Noise:
             drawn = eps[:, self.merged.channels(step)].repeat_interleave(step.positions, 1)
         else:
             drawn = eps[:, self.merged.channels(step)].view(len(feature), -1, *[1] * len(step.shape))
-        return feature * (by_neuron(self.merged, step, mu) + by_neuron(self.merged, step, sigma) * drawn)
+        factor = by_neuron(self.merged, step, mu) + by_neuron(self.merged, step, sigma) * drawn
+        return feature * factor.to(feature.dtype)
 
 
 def fold(merged: MergedNetwork, bottleneck: Bottleneck) -> None:

@@ -210,6 +210,33 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "file").write_text("keep")
+    told = []
+    said = refused(models(), labelled(), out=tmp_path / "file" / "out", progress=told.append)
+    assert "cannot be made" in said
+    assert not told
+
+
+def test_nothing_is_left_of_a_result_that_could_not_be_written_whole(tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unified.merging.writing.write_page", interrupted)
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        with pytest.raises(KeyboardInterrupt):
+            unified.merge(models(), labelled(), out=tmp_path / name, prune=None, **QUICK)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+def test_without_sharing_the_network_is_written_too(tmp_path):
+    result = unified.merge(models(), labelled(), out=tmp_path / "out", prune=None, **(QUICK | {"alpha": float("inf")}))
+    assert not any("was not written" in note for note in result.notes)
+    inputs, _ = labelled(5)
+    torch.testing.assert_close(load(tmp_path / "out" / "merged")(inputs), result.network(inputs))
+
+
 def test_a_name_that_no_file_can_bear_is_refused(tmp_path):
     given = {"a+b": a_model(2), "c/d": a_model(2)}
     assert "'a+b', 'c/d'" in refused(given, labelled(), out=tmp_path / "out")

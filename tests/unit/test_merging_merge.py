@@ -168,7 +168,11 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
         ({"A": Mlp(), "B": nn.Linear(5, 2)}, {}, "no corresponding layer at all"),
         (networks_of(Mlp), {"B": torch.zeros(48, dtype=torch.long)}, "B: labels are constant"),
         (networks_of(Mlp), {"B": torch.zeros(40, dtype=torch.long)}, "40 labels of task 'B' for 48 samples"),
-        (networks_of(Mlp), {"B": torch.arange(48)}, "layer 'layers.0', labels of B: attribute 0 has .* classes"),
+        (
+            networks_of(Mlp),
+            {"B": torch.arange(48)},
+            "B: answers .* expected training labels one class below that number for each",
+        ),
     ],
     ids=["one network", "another input", "nothing in common", "constant labels", "too few labels", "identifiers as labels"],
 )

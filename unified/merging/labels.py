@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fusion.merging.samples import expected_labels
 from unified.errors import UnifiedError
 
 BINARY = "BCEWithLogitsLoss"
@@ -41,7 +42,7 @@ def check_outputs(outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor], l
                 f"task {task!r}: with {BINARY} expected a model that answers (1,) for a sample, got one number alone"
             )
             continue
-        expected = _expected(output, fitting_labels(output, labels[task], losses.get(task)))
+        expected = expected_labels(tuple(output.shape[1:]), fitting_labels(output, labels[task], losses.get(task)))
         if expected:
             given = f"{labels[task].dtype} {tuple(labels[task].shape)}".removeprefix("torch.")
             problems.append(
@@ -50,16 +51,3 @@ def check_outputs(outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor], l
             )
     if problems:
         raise UnifiedError("\n".join(problems))
-
-
-def _expected(output: Tensor, labels: Tensor) -> str | None:
-    """Return what labels should be, None if they are."""
-    if labels.is_floating_point():
-        is_fitting = labels[:1].numel() == output[:1].numel()
-        return None if is_fitting else f"{output[:1].numel()} values for each"
-    if labels.ndim == 1:
-        is_fitting = output.ndim == 2 and bool((labels >= 0).all()) and int(labels.max()) < output.shape[1]
-        return None if is_fitting else "one class below that number for each"
-    is_binary = bool(((labels == 0) | (labels == 1)).all())
-    is_fitting = is_binary and labels.shape[1:] == output.shape[1:]
-    return None if is_fitting else "zeros and ones of that shape for each"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ MAX_SUBSETS = 3  #: tasks up to which every subset gets a file
 
 
 def write_outcome(outcome: MergeOutcome, out: Path, example: Tensor, notes: tuple[str, ...]) -> tuple[str, ...]:
-    """Write the network and the report; ``report.json`` comes last.
+    """Write the network and the report; ``report.json`` comes last, and if it does not come to that, nothing is left.
 
     =============================  =====================================================================================
     ``model.pt2``                  all tasks: ``torch.export`` archive for any batch size; its output is a dict
@@ -51,8 +53,20 @@ def write_outcome(outcome: MergeOutcome, out: Path, example: Tensor, notes: tupl
     Raises:
         FusionError: A file, read back, does not answer as the network does.
     """
-    network, report = outcome.network, outcome.report
+    was_there = out.is_dir()
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        return _write_all(outcome, out, example, notes)
+    except BaseException:  # a full disk or an interrupt: no half of a result may be taken for one
+        for path in out.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not was_there:
+            out.rmdir()
+        raise
+
+
+def _write_all(outcome: MergeOutcome, out: Path, example: Tensor, notes: tuple[str, ...]) -> tuple[str, ...]:
+    network, report = outcome.network, outcome.report
     whole = network.specialize(network.tasks, example=example).eval()
     write_program(whole, example, out / "model.pt2")
     (out / "tasks").mkdir(exist_ok=True)
@@ -62,10 +76,10 @@ def write_outcome(outcome: MergeOutcome, out: Path, example: Tensor, notes: tupl
         (out / "alone").mkdir(exist_ok=True)
         write_program(module, example, out / "alone" / f"{task}.pt2")
     _write_subsets(network, example, out / "subsets")
-    told = _write_merged(network, out / "merged", {"alpha": report.alpha, "settings": report.to_json()["settings"]})
+    content = report.to_json()
+    told = _write_merged(network, out / "merged", {name: content[name] for name in ("alpha", "settings")})
     told += _write_umodel(whole, out / "model.umodel", example)
     write_page(report, out)
-    content = report.to_json()
     write_json(out / REPORT, content | {"notes": [*content["notes"], *notes, *told]})
     return told
 
@@ -74,13 +88,17 @@ def check_room(out: Path, tasks: Collection[str] = ()) -> None:
     """Refuse to write among other files, or files that cannot bear the name of their tasks.
 
     Raises:
-        UnifiedError: If the folder holds anything, or is a file; or a name has other marks than letters, digits, ``_``, ``-``.
+        UnifiedError: If the folder holds anything, is a file, or cannot be written; or a name has other marks than letters,
+            digits, ``_``, ``-``.
     """
     bad = [task for task in tasks if not re.fullmatch(r"[\w-]+", task)]
     if bad:
         raise UnifiedError(f"a task's files bear its name, of letters, digits, _ and -; got {', '.join(map(repr, bad))}")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UnifiedError(f"--out {out}: expected a new or an empty folder; there is something in it: choose another one")
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UnifiedError(f"--out {out}: cannot be made: {existing} is no folder that can be written to: choose another one")
 
 
 def _write_subsets(network: MergedNetwork, example: Tensor, folder: Path) -> None:
