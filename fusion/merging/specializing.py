@@ -228,7 +228,7 @@ class _Builder:
         """Return a feature with the neurons of ``step`` alone."""
         given, other = self.nodes[source], self.merged.steps[source]
         theirs = self._live(other)
-        mine = ((self.merged.neurons[other.space].group[theirs] & step.tasks) != 0).nonzero().flatten()
+        mine = ((self.merged.neurons[other.space].group[theirs] & step.tasks & self.bits) != 0).nonzero().flatten()
         index = spread(mine, other.positions) if other.is_flat else mine
         width = len(theirs) * other.positions if other.is_flat else len(theirs)
         return select(self.graph, self.root, f"{attribute(step.name)}_input{number}", given, index, width)

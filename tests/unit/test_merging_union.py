@@ -16,6 +16,7 @@ from fusion.merging.reconnect import own_groups, reconnect
 from fusion.merging.union import Union, unite
 from tests.unit import merging_models as nets
 from tests.unit.merging_models import images, made, read_all, rows
+from tests.unit.merging_networks import random_groups
 
 IMAGES = {
     "lenet": nets.LeNet,
@@ -114,3 +115,16 @@ def test_an_identical_twin_may_be_shared_at_will_if_all_of_it_is(name, seed):
     merged = reconnect(union, groups)
     with torch.no_grad():
         torch.testing.assert_close(merged(images(3))["A"], models["A"](images(3)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_deeper_block_of_some_tasks_is_cut_out_for_others():
+    """Where A and C go on alone, a neuron of B and C is not read by what runs for A and B."""
+    depths = {"A": (1, 2), "B": (1, 1), "C": (1, 2)}
+    models = {task: made(lambda blocks=blocks: nets.resnet(blocks), seed) for seed, (task, blocks) in enumerate(depths.items())}
+    union = unite(read_all(models, images(2)))
+    merged = reconnect(union, random_groups(union, 0))
+    with torch.no_grad():
+        whole = merged(images(3))
+        for tasks in (["A", "B"], ["B", "C"], ["A", "C"], ["A"]):
+            for task, answer in merged.specialize(tasks, lowering="grouped")(images(3)).items():
+                torch.testing.assert_close(answer, whole[task], rtol=1e-4, atol=1e-5)
