@@ -62,10 +62,10 @@ def write_outcome(outcome: MergeOutcome, out: Path, example: Tensor, notes: tupl
         (out / "alone").mkdir(exist_ok=True)
         write_program(module, example, out / "alone" / f"{task}.pt2")
     _write_subsets(network, example, out / "subsets")
-    told = _write_merged(network, out / "merged", {"alpha": report.alpha, "settings": report.to_json()["settings"]})
+    content = report.to_json()
+    told = _write_merged(network, out / "merged", {name: content[name] for name in ("alpha", "settings")})
     told += _write_umodel(whole, out / "model.umodel", example)
     write_page(report, out)
-    content = report.to_json()
     write_json(out / REPORT, content | {"notes": [*content["notes"], *notes, *told]})
     return told
 
