@@ -94,17 +94,24 @@ def drops(text: str) -> tuple[float, ...]:
 
 def drop(text: str) -> float:
     """Return one drop of a score."""
-    values = drops(text)
-    if len(values) > 1:
-        raise argparse.ArgumentTypeError(f"expected one drop of a score, got {text!r}")
-    return values[0]
+    wrong = argparse.ArgumentTypeError(f"expected one drop of a score from 0 up to 1, such as 0.01; got {text!r}")
+    try:
+        value = float(text)
+    except ValueError:
+        raise wrong from None
+    if not 0 <= value < 1:
+        raise wrong
+    return value
 
 
 def alpha(text: str) -> float | str:
     """Return a fraction, infinity, or ``"auto"``."""
     if text in ("auto", "inf"):
         return text if text == "auto" else float("inf")
-    return within(0, 1)(text)
+    try:
+        return within(0, 1)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, inf or auto; got {text!r}") from None
 
 
 def names(text: str) -> tuple[str, ...]:

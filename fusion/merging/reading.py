@@ -185,7 +185,7 @@ class _Reader:
         path = node.meta.get("path") or node.name
         self.problems.append(
             f"{self.name}: unsupported layer {path!r} ({packet(node) or node.name}) {why}: "
-            f"keep it private with private=[{path!r}]"
+            f"keep it private with private=[{path!r}], on the command line --private {path}"
         )
         # later layers are read as if it were a layer of its own, so that all problems are found
         if isinstance(node.meta.get("val"), Tensor):

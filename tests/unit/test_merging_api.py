@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -202,6 +203,14 @@ def test_networks_without_corresponding_layers_are_refused_with_where_and_why():
     said = refused({"sign": wide(3), "sum": wide(5)}, (inputs, labels))
     assert "sign: from the start, layer '0' (conv, kernel 3 x 3, stride 1 x 1, feature 6 x 6) corresponds to none" in said
     assert "kernel 5 x 5" in said
+
+
+def test_a_network_that_shares_nothing_is_written_whole(tmp_path):
+    """Its alpha is infinite, which JSON has no number for."""
+    out = tmp_path / "out"
+    result = unified.merge(models(), labelled(), out=out, **QUICK | {"alpha": math.inf, "prune": None})
+    assert not any("was not written" in note for note in result.notes)
+    assert (out / "merged" / "merged.json").is_file()
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path):

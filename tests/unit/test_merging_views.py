@@ -107,6 +107,21 @@ def test_what_is_said_below_names_what_is_not_good_enough():
     assert any("not every task is good enough" in line for line in said)
 
 
+def test_a_baseline_is_judged_by_its_floors_before_its_flops():
+    report = a_report()
+    merged = Merged(network=shared_in_part(united()), report=report, folder=None)
+
+    def said(name: str, average: float, peak: float, *, is_feasible: bool) -> str:
+        schemes = report.schemes | {name: replace(report.schemes[name], is_feasible=is_feasible)}
+        gains = {name: replace(report.gains[name], average=average, peak=peak)}
+        return "\n".join(end_lines(replace(merged, report=replace(report, schemes=schemes, gains=gains)), 1))
+
+    assert "B1: pruned alone takes fewer FLOPs here, for every combination" in said("B1", 0.5, 0.9, is_feasible=True)
+    assert "for the average of the combinations" in said("B1", 0.5, 1.1, is_feasible=True)
+    assert "falls below a floor" in said("B1", 0.5, 0.9, is_feasible=False)
+    assert "did not pay" not in said("B1", 0.5, 0.9, is_feasible=False) + said("B1", 1.2, 1.4, is_feasible=True)
+
+
 def test_options_name_what_there_is():
     assert set(merge_parser.PRUNE) == {*get_args(Method), "none"}
     options = build_parser().parse_args(["merge", "results", "--out", "d", "--alpha", "inf", "--private", "a,b.c"])
@@ -116,8 +131,9 @@ def test_options_name_what_there_is():
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        ("--alpha", "2", "expected a number from 0 to 1, got '2'"),
+        ("--alpha", "2", "expected a number from 0 to 1, inf or auto; got '2'"),
         ("--max-drop", "0.1,0.2", "expected one drop of a score"),
+        ("--max-drop", "5", "expected one drop of a score from 0 up to 1, such as 0.01; got '5'"),
         ("--steps", "0", "expected a whole number from 1"),
         ("--prune", "l1", "invalid choice"),
     ],

@@ -167,7 +167,7 @@ def _chosen(jobs: list[FinishedJob], tasks: Sequence[str]) -> list[FinishedJob]:
 def _at_least_two(jobs: list[FinishedJob]) -> list[FinishedJob]:
     if len(jobs) < 2:
         given = f"only {jobs[0].name!r}" if jobs else "none"
-        raise UnifiedError(f"fusing shares parts between models: expected two finished jobs or more, got {given}")
+        raise UnifiedError(f"models share parts with each other: expected two finished jobs or more, got {given}")
     return jobs
 
 

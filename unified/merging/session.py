@@ -133,7 +133,7 @@ def merge_models(
         if out is not None:
             notes += write_outcome(outcome, out, data.train.inputs[:4], notes)
     except MergeError as error:
-        raise UnifiedError(str(error)) from error
+        raise UnifiedError(f"{error}{_elsewhere(str(error))}") from error
     return Merged(network=outcome.network, report=outcome.report, folder=out, notes=notes, alone=outcome.alone)
 
 
@@ -179,6 +179,16 @@ class _Answering(nn.Module):
     def forward(self, inputs: Tensor) -> Any:
         """Return the part."""
         return self.model(inputs)[self.key]
+
+
+def _elsewhere(said: str) -> str:
+    """Name what does share between networks that cannot be merged."""
+    if "no corresponding layer" not in said and "unsupported layer" not in said:
+        return ""
+    return (
+        "\nmerging shares neurons of layers that are alike from the input on; --tasks merges only some of the models, "
+        "and 'unified fuse' shares blocks between networks of any architecture"
+    )
 
 
 def _unlabelled(rows: Rows, tasks: Mapping[str, object], which: str) -> list[str]:

@@ -40,6 +40,7 @@ def end_lines(merged: Merged, num_threads: int) -> list[str]:
         f"{TITLES[name]}: {found.average:.2f} times the FLOPs of {OURS} on average, at most {found.peak:.2f}"
         for name, found in report.gains.items()
     ]
+    lines += _warnings(report)
     if not report.schemes[OURS].is_feasible:
         lines.append(
             "not every task is good enough: allow a larger --max-drop, train with more --steps, or share less (--alpha)"
@@ -48,6 +49,19 @@ def end_lines(merged: Merged, num_threads: int) -> list[str]:
     if merged.folder is not None:
         lines.append(f"the merged model and report.html are in {Path(merged.folder)}")
     return lines
+
+
+def _warnings(report: MergeReport) -> list[str]:
+    """Say where the figures above speak against merging, or are no measure of it."""
+    said = []
+    for name, found in report.gains.items():
+        scheme = report.schemes[name]
+        if not scheme.is_feasible:
+            said.append(f"{TITLES[name]}: falls below a floor, so that its FLOPs are no measure for {OURS}")
+        elif found.average < 1:
+            where = "every combination" if found.peak < 1 else "the average of the combinations"
+            said.append(f"{TITLES[name]} takes fewer FLOPs here, for {where}, and keeps every floor: merging did not pay")
+    return said
 
 
 def _latency(row: CombinationRecord) -> str:
