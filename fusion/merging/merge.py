@@ -49,7 +49,7 @@ def read_models(models: Models, data: MergeData, *, private: Collection[str] = (
             except MergeError as error:
                 problems.append(str(error))
     if not problems:
-        problems = [*_misfits(networks, data)]
+        problems = [*_misfits(networks, data), *_unknown_paths(models, networks, private)]
     if problems:
         raise MergeError("\n".join(problems))
     return unite(networks)
@@ -129,6 +129,17 @@ def _wrong_models(models: Models) -> list[str]:
         if not isinstance(model, nn.Module):
             problems.append(f"{name}: expected a torch.nn.Module, got {type(model).__name__}")
     return problems
+
+
+def _unknown_paths(models: Models, networks: Collection[Network], private: Collection[str]) -> list[str]:
+    """Say which of the modules that are to be kept as they are no network has."""
+    names = {layer.name for network in networks for layer in network.layers}
+    names |= {path for model in models.values() for path, _ in model.named_modules() if path}
+    return [
+        f"private {path!r}: no network has a module of that path; there are, say: {', '.join(sorted(names)[:8])}"
+        for path in private
+        if not any(name == path or name.startswith(f"{path}.") for name in names)
+    ]
 
 
 def _misfits(networks: Collection[Network], data: MergeData) -> Iterator[str]:

@@ -154,7 +154,7 @@ def _rounds(report: dict[str, Any], pictures: Mapping[str, str]) -> str:
                 joined(record["network"]),
                 ", ".join(f"{task} {share(score)}" for task, score in record["scores"].items()),
                 ", ".join(f"{names} {count(flops)}" for names, flops in record["flops"].items()),
-                "kept" if record["is_feasible"] else "undone",
+                "kept" if record["is_feasible"] else "undone" if record["number"] else "trained further",
                 f"{record['seconds']:.1f} s",
             )
             for record in scheme["rounds"]

@@ -50,6 +50,7 @@ from fusion.merging.union import Union
 from fusion.merging.zipping import zip_networks
 
 MERGE_STEPS = 5  #: times the steps after a removal: training after the merge, for cut edges cost accuracy
+LEAST_ALLOWED = 5  #: validation samples that a task may lose, below which luck decides
 WHOLE_CURVE = 256  #: neurons of a layer up to which the report's curves go to their end
 
 
@@ -232,7 +233,11 @@ class _Run:
             latency_batch=min(settings.latency_batch, len(data.validation)),
             settings=plain(settings),
             environment=environment(data.train.inputs.device),
-            notes=(*best.plan.notes, *_verdicts(found, self.floors, settings.max_drop)),
+            notes=(
+                *best.plan.notes,
+                *_coarse(len(data.validation), settings.max_drop),
+                *_verdicts(found, self.floors, settings.max_drop),
+            ),
             seconds=self._seconds,
         )
 
@@ -294,6 +299,17 @@ def _record(network: tuple[str, ...], done: RoundDone) -> RoundRecord:
         is_feasible=done.is_feasible,
         seconds=done.seconds,
     )
+
+
+def _coarse(num_samples: int, max_drop: float) -> list[str]:
+    """Say so where the validation data cannot tell a drop that is allowed from one that is not."""
+    allowed = max_drop * num_samples
+    if not 0 < allowed < LEAST_ALLOWED:
+        return []
+    return [
+        f"of {num_samples} validation samples {max_drop:g} are {allowed:.1f}: they tell little of so small a drop; give more of "
+        "them, or allow a larger one"
+    ]
 
 
 def _verdicts(found: Mapping[str, SchemeRecord], floors: Mapping[str, float], max_drop: float) -> list[str]:

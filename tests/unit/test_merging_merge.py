@@ -72,7 +72,7 @@ def test_a_constant_neuron_stays_where_a_reader_pads_or_has_no_bias() -> None:
         assert not any(space.folded for space in plan.spaces)
         assert deviation(reconnect_plan(union, plan), models, data.train.inputs) <= EXACT
         if kind is Padded:
-            assert "conv1: 2 neurons that (almost) never vary stay in their own networks" in plan.notes
+            assert "conv1: neurons that hardly vary stay in their own networks (2)" in plan.notes
 
 
 def test_a_folded_constant_reaches_neurons_that_could_not_read_it() -> None:
@@ -141,6 +141,11 @@ def test_pairs_are_of_neurons_that_the_plan_shares_and_no_task_costs_more_than_a
 
 def _listed(neurons: Neurons) -> list[tuple[int, int, int]]:
     return list(zip(neurons.origin.tolist(), neurons.index.tolist(), neurons.group.tolist(), strict=True))
+
+
+def test_a_private_module_that_no_network_has_is_refused() -> None:
+    with pytest.raises(MergeError, match="private 'nope': no network has a module of that path; there are, say: conv1"):
+        read_models(networks_of(LeNet), data_for(LeNet), private=["nope"])
 
 
 def with_labels(data: MergeData, **labels: Tensor | None) -> MergeData:

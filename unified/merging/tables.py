@@ -24,7 +24,7 @@ def end_table(report: MergeReport) -> RenderableType:
         for place, (name, scheme) in enumerate(report.schemes.items()):
             row = scheme.combinations[number]
             gained = f"{report.gains[name].ratios[record.tasks]:.2f}x" if name in report.gains else ""
-            what = Text(TITLES[name], style="bold" if name == OURS else "")
+            what = Text(title(name, report), style="bold" if name == OURS else "")
             costs = (f"{row.score:.2%}", count_text(row.flops), _latency(row), gained)
             table.add_row("" if place else joined(record.tasks), what, *costs)
     return table
@@ -49,6 +49,11 @@ def end_lines(merged: Merged, num_threads: int) -> list[str]:
     if merged.folder is not None:
         lines.append(f"the merged model and report.html are in {Path(merged.folder)}")
     return lines
+
+
+def title(name: str, report: MergeReport) -> str:
+    """Name a scheme as it was made."""
+    return TITLES[name] if report.settings.get("prune", "taylor") else TITLES[name].removesuffix(", then pruned")
 
 
 def _warnings(report: MergeReport) -> list[str]:

@@ -103,7 +103,7 @@ def event_lines(event: Event) -> list[str]:
             return [f"{event.seconds:8.1f} s  {event.what} ({event.number} of {event.num_stages})"]
         case RoundEnded():
             whose = f"{event.scheme} {joined(event.network)}"
-            fate = "" if event.is_feasible else "; not good enough"
+            fate = "" if event.is_feasible else "; not good enough" if event.number else "; not good enough yet"
             costs = count_text(event.flops[event.network], "FLOP")
             return [f"{event.seconds:8.1f} s  {whose} round {event.number}: {costs}, {scores_text(event.scores)}{fate}"]
         case AlphaTried():
@@ -143,7 +143,7 @@ def _alphas_table(tried: list[AlphaTried]) -> Table:
 def _rounds_table(rounds: list[RoundEnded]) -> Table:
     table = plain_table("round", "network", "FLOPs", "scores", "")
     for event in rounds:
-        fate = Text("kept", style="green") if event.is_feasible else Text("undone", style="red")
+        fate = Text("kept", style="green") if event.is_feasible else Text("undone" if event.number else "goes on", style="red")
         costs = count_text(event.flops[event.network])
         table.add_row(str(event.number), f"{event.scheme} {joined(event.network)}", costs, scores_text(event.scores), fate)
     return table
