@@ -307,8 +307,8 @@ def _coarse(num_samples: int, max_drop: float) -> list[str]:
     if not 0 < allowed < LEAST_ALLOWED:
         return []
     return [
-        f"of {num_samples} validation samples {max_drop:g} are {allowed:.1f}: they tell little of so small a drop; give more of "
-        "them, or allow a larger one"
+        f"of {num_samples} validation samples {max_drop:g} are {allowed:.1f}: they tell little of so small a drop; give "
+        "more of them, or allow a larger one"
     ]
 
 
