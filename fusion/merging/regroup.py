@@ -143,9 +143,7 @@ class Traces:
                 still = ~activity.dead & ~self._foldable[space]
                 still[list(self.searches[space].searched)] = False
                 if bool(still.any()):
-                    said.append(
-                        f"{about.name}: neurons that (almost) never vary stay in their own networks ({int(still.sum())})"
-                    )
+                    said.append(f"{about.name}: neurons that hardly vary stay in their own networks ({int(still.sum())})")
                 if (kept := activity.values.shape[2]) < activity.num_positions:
                     said.append(f"{about.name}: measured at {kept} of {activity.num_positions} positions, chosen at random")
         return said

@@ -39,7 +39,7 @@ class MergeSettings:
     """
 
     alpha: float | None = None
-    alphas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, math.inf)
+    alphas: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, math.inf)
     max_drop: float = 0.01
     prune: Method | None = "taylor"
     pair: bool = True
