@@ -69,8 +69,12 @@ def test_everybody_is_told_why_they_wait(tmp_path: Path) -> None:
             return all(service.row(name).reason.startswith(reason) for name, reason in reasons.items())
 
         until(are_told, f"the reasons are told: {[service.row(name).reason for name in reasons]}")
-        listed = unified_command("ls", "--root", service.path, "--json").stdout
-        assert all(reason in listed for reason in reasons.values())
+
+        def are_listed() -> bool:  # asked again: between two turns they are others for a moment
+            listed = unified_command("ls", "--root", service.path, "--json").stdout
+            return all(reason in listed for reason in reasons.values())
+
+        until(are_listed, "the reasons are listed")
         told = unified_command("explain", alone, "--root", service.path).stdout
         assert "alone: waits for a slot of its own until" in told
         assert "Scheduler srtf:quantum=200ms: " in told
