@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from unified import argument_types as types
 
 Commands = argparse._SubParsersAction
 
@@ -37,3 +40,21 @@ def add_command(
     )
     parser.set_defaults(command=action, parser=parser)
     return parser
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Add the results of jobs that a command works on."""
+    parser.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RESULT",
+        help="the result of a job, or a folder of them, as 'unified run' left it",
+    )
+
+
+def add_machine(group: argparse._ArgumentGroup) -> None:
+    """Add what training on one machine is decided by: random numbers, device and threads."""
+    group.add_argument("--seed", type=types.whole, default=0, metavar="N", help="of all random numbers (default 0)")
+    group.add_argument("--device", default="auto", metavar="auto|cpu|cuda:0", help="where to train and measure (default auto)")
+    group.add_argument("--threads", type=types.positive, metavar="T", help="CPU threads (default: as many as are fastest here)")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from unified import argument_types as types
-from unified.command_parsers import add_command
+from unified.command_parsers import add_command, add_machine, add_results
 
 FUSE_END = """\
 exit codes:
@@ -28,13 +28,7 @@ def add_fuse(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     """Add ``fuse`` to the commands of ``unified``."""
     summary = "Fuse finished jobs that take the same input into one faster network that answers all of them."
     parser = add_command(commands, "fuse", _fuse, summary, FUSE_END)
-    parser.add_argument(
-        "results",
-        nargs="+",
-        type=Path,
-        metavar="RESULT",
-        help="the result of a job, or a folder of them, as 'unified run' left it",
-    )
+    add_results(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the fused model and the report go")
     _add_what(parser)
     _add_how(parser)
@@ -97,9 +91,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=types.positive, metavar="N", help="passes over the training data for a candidate, at most"
     )
     how.add_argument("--batch-size", type=types.positive, metavar="N", help="samples of a training step")
-    how.add_argument("--seed", type=types.whole, default=0, metavar="N", help="of all random numbers (default 0)")
-    how.add_argument("--device", default="auto", metavar="auto|cpu|cuda:0", help="where to train and measure (default auto)")
-    how.add_argument("--threads", type=types.positive, metavar="T", help="CPU threads (default: as many as are fastest here)")
+    add_machine(how)
 
 
 def _add_effort(parser: argparse.ArgumentParser) -> None:

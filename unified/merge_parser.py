@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from unified import argument_types as types
-from unified.command_parsers import add_command
+from unified.command_parsers import add_command, add_machine, add_results
 
 MERGE_END = """\
 exit codes:
@@ -25,13 +25,7 @@ def add_merge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     """Add ``merge`` to the commands of ``unified``."""
     summary = "Merge finished jobs that take the same input into one network that is cheap for every subset of their tasks."
     parser = add_command(commands, "merge", _merge, summary, MERGE_END)
-    parser.add_argument(
-        "results",
-        nargs="+",
-        type=Path,
-        metavar="RESULT",
-        help="the result of a job, or a folder of them, as 'unified run' left it",
-    )
+    add_results(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="new or empty folder for the models and the report"
     )
@@ -97,9 +91,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--batch-size", type=types.positive, metavar="N", help="samples of a training step (default 64)")
     how.add_argument("--lr", type=types.above_zero, metavar="RATE", help="learning rate of Adam (default 0.001)")
-    how.add_argument("--seed", type=types.whole, default=0, metavar="N", help="of all random numbers (default 0)")
-    how.add_argument("--device", default="auto", metavar="auto|cpu|cuda:0", help="where to train and measure (default auto)")
-    how.add_argument("--threads", type=types.positive, metavar="T", help="CPU threads (default: as many as are fastest here)")
+    add_machine(how)
 
 
 def _merge(options: argparse.Namespace) -> int:
