@@ -52,7 +52,7 @@ if __name__ == "__main__":
         for task, values in labels.items()
     }
     merged = unified.merge(
-        models, data, max_drop=0.02, alpha=0.02, baselines=True, steps=15, threads=1, out=root / "merged",
+        models, data, max_drop=0.02, alpha=0.02, baselines=True, steps=30, threads=1, out=root / "merged",
     )  # fmt: skip
     for name, scheme in merged.report.schemes.items():
         costs = ", ".join(f"{'+'.join(record.tasks)} {record.flops / 1e3:.0f} kFLOP" for record in scheme.combinations)
