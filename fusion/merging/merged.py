@@ -157,11 +157,12 @@ class MergedNetwork(nn.Module):
     def features(self, x: Tensor, wanted: int, gate: Gate | None = None) -> dict[int, Any]:
         """Return the feature of every step that the tasks ``wanted`` (bits) need, by position."""
         values: dict[int, Any] = {}
+        gated = frozenset() if gate is None else self.prunable
         for position, step in enumerate(self.steps):
             if step.tasks & wanted:
                 given = [x] if step.kind is Kind.INPUT else [values[source] for source in step.inputs]
                 values[position] = self._run(position, step, given)
-                if gate is not None and step.is_read and step.space in self.prunable:
+                if gate is not None and step.is_read and step.space in gated:
                     values[position] = gate(step, values[position])
         return values
 

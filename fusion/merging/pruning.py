@@ -177,8 +177,9 @@ class _Pruner:
             self.trainer.train(self.config.steps)
         least = math.inf
         for mends_left in reversed(range(5)):
-            failing = self._look(0)
-            short = self._shortfall(self.rounds[-1].scores)
+            found = self._scores()
+            failing = self._look(0, found)
+            short = self._shortfall(found)
             if self.best is None or short < least:
                 self.best, least = self.trainer.snapshot(), short
             if not failing or not mends_left:
@@ -193,8 +194,7 @@ class _Pruner:
         removed = [self._turn(task) for task in turns]
         if not any(removed):
             return False
-        self._mend()
-        failing = self._look(number)
+        failing = self._look(number, self._mend())
         if not failing:
             self.best = self.trainer.snapshot()
             return True
@@ -205,15 +205,18 @@ class _Pruner:
             self.chunks[task] /= 2
         return any(chunk >= self.config.min_chunk for chunk in self.chunks.values())
 
-    def _mend(self) -> None:
-        """Train on while a task is below its floor, as long as that brings it nearer."""
-        short = self._shortfall(self._scores())
+    def _mend(self) -> dict[str, float]:
+        """Train on while a task is below its floor, as long as that brings it nearer; return the scores in the end."""
+        found = self._scores()
+        short = self._shortfall(found)
         for _ in range(self.config.max_mends if short else 0):
             self.trainer.train(self.config.mend_steps)
-            now = self._shortfall(self._scores())
+            found = self._scores()
+            now = self._shortfall(found)
             if not now or now > (1 - LEAST_PROGRESS) * short:
                 break
             short = now
+        return found
 
     def _turn(self, task: str) -> bool:
         merged, config = self.merged, self.config
@@ -258,9 +261,8 @@ class _Pruner:
     def _failing(self, found: Mapping[str, float]) -> list[str]:
         return [task for task, score in found.items() if score < self.floors[task]]
 
-    def _look(self, number: int) -> list[str]:
-        """Score the network, tell of it, and return the tasks that are below their floors."""
-        found = self._scores()
+    def _look(self, number: int, found: Mapping[str, float]) -> list[str]:
+        """Tell of the network, whose scores are given, and return the tasks that are below their floors."""
         failing = self._failing(found)
         done = RoundDone(
             number=number, scores=found, flops=flops_by_combination(self.merged), is_feasible=not failing,
