@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("unified", "schedulers", "separator", "fusion")
+PACKAGES = ("unified", "schedulers", "separator", "fusion", "serving")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

@@ -1,0 +1,1 @@
+"""Answering queries: selection, batching, residency and what is counted, without a word of HTTP."""
