@@ -28,7 +28,9 @@ class Seen:
         predicted_ms: Of answers, as the server said.
         measured_ms: Likewise, as it measured.
         batch_rows: Rows of the batch that an answer was in.
-        lost: Requests without an answer: connection refused, reset or closed.
+        closed: Connections closed between two requests, just as the second was sent: by RFC 9112, section 9.3.1, the client
+            sends it again.
+        lost: Other requests without an answer.
         elapsed: Seconds of the whole.
     """
 
@@ -38,6 +40,7 @@ class Seen:
     predicted_ms: list[float] = field(default_factory=list)
     measured_ms: list[float] = field(default_factory=list)
     batch_rows: list[float] = field(default_factory=list)
+    closed: int = 0
     lost: int = 0
     elapsed: float = 0.0
 
@@ -88,9 +91,8 @@ async def _client(
             try:
                 status, answer, closes = await _answer(reader)
             except (OSError, asyncio.IncompleteReadError) as error:
-                # a connection that closes between two requests has taken nothing of the second
-                was_taken = not (isinstance(error, asyncio.IncompleteReadError) and not error.partial and number > 1)
-                seen.lost += was_taken or not until_refused
+                is_between = number > 1 and isinstance(error, asyncio.IncompleteReadError) and not error.partial
+                seen.closed, seen.lost = seen.closed + is_between, seen.lost + (not is_between)
                 return
             seen.statuses[str(status)] = seen.statuses.get(str(status), 0) + 1
             if status == 200:
@@ -102,8 +104,13 @@ async def _client(
 
 
 def _head(address: tuple[str, int], path: str, size: int) -> bytes:
-    host, port = address
-    return f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n".encode()
+    lines = (
+        f"POST {path} HTTP/1.1",
+        f"Host: {address[0]}:{address[1]}",
+        "Content-Type: application/json",
+        f"Content-Length: {size}",
+    )
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:

@@ -9,8 +9,8 @@ the mix of kinds is kept on panels of four items (:mod:`benchmarks.merging_data`
 ``first`` class of the leftmost item: ten classes
 ========  =================================================================================================
 
-The design has, for the count, the number of *different* classes; after six epochs a small network explained 6 % of its variance,
-so that floors for its score would have compared noise.
+The design has, for the count, the number of *different* classes; after six epochs a small network explained 6 % of its
+variance, so that floors for its score would have compared noise.
 
 Shapes: panels ``(N, 1, 28, 112)``.
 """
