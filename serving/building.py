@@ -21,6 +21,7 @@ from serving.store import VariantStore
 from serving.tasks import describe_tasks
 from serving.training import Train, train_plainly
 
+PAPER = Plan()  #: MTLsys, section 4.2: of three tasks, 40 variants
 NUM_EXAMPLES = 8  #: samples by which a network is read and what is written of it is checked
 
 
@@ -43,7 +44,8 @@ def build_family(  # noqa: PLR0913 - all but three by name
     data: TaskData,
     *,
     name: str,
-    plan: Plan | None = None,
+    plan: Plan | None = PAPER,
+    as_it_is: Callable[[fx.GraphModule], Iterable[Draft]] | None = None,
     validation: TaskData | None = None,
     weights: Mapping[str, float] | None = None,
     inputs: Sequence[str] | None = None,
@@ -57,7 +59,9 @@ def build_family(  # noqa: PLR0913 - all but three by name
         parent: Takes the data's inputs by position and gives ``{task: tensor}``; not changed.
         data: To train on, with labels of every task.
         name: Of the family.
-        plan: Which variants, and how; by default the paper's 40.
+        plan: Which variants, and how; by default the paper's multi-task system. None: nothing is pruned.
+        as_it_is: Makes further variants of the network that was read, which are neither pruned nor trained, such as
+            :func:`serving.sources.from_fused`.
         validation: Held-out data that the store keeps to score variants by.
         weights: Of the tasks' losses, see :func:`serving.tasks.describe_tasks`.
         inputs: Names of the inputs, as clients write them; by default those of the parent's arguments.
@@ -71,11 +75,18 @@ def build_family(  # noqa: PLR0913 - all but three by name
     examples = data.take(slice(0, NUM_EXAMPLES)).inputs
     network = read_network(parent, examples, label=name)
     family = describe_family(name, network, data, weights=weights, inputs=inputs)
-    plan = plan or Plan()
-    store, family = open_store(path, family, plan.names(family.task_names))
+    drafts = [] if as_it_is is None else list(as_it_is(network))
+    planned = [] if plan is None else plan.names(family.task_names)
+    store, family = open_store(path, family, [*(draft.name for draft in drafts), *planned])
     if validation is not None:
         store.keep_validation(name, validation)
-    return fill(store, lambda report: generate(network, family.tasks, data, plan, train=train, tell=report), examples, tell)
+
+    def make(report: Tell) -> Iterable[Draft]:
+        yield from drafts
+        if plan is not None:
+            yield from generate(network, family.tasks, data, plan, train=train, tell=report)
+
+    return fill(store, make, examples, tell)
 
 
 def describe_family(

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fusion.search.hashing import hash_tensors, tensors_of
 from serving.data import TaskData
@@ -212,7 +212,7 @@ class _Maker:
                 cuts = partial(self._cuts, parent, ratio, wholes[parent.name])
                 yield from self._tried(f"{parent.name}-{ratio_name(ratio)}", cuts)
 
-    def job(self, name: str, network: fx.GraphModule, tasks: tuple[TaskSpec, ...], epochs: int) -> TrainJob:
+    def job(self, name: str, network: nn.Module, tasks: tuple[TaskSpec, ...], epochs: int) -> TrainJob:
         """Return the job of training one network."""
         plan = self._plan
         return TrainJob(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fusion.merging.merged import MergedNetwork
+from fusion.merging.specializing import specialize
 from fusion.search.hashing import hash_tensors, tensors_of
 from serving.drafts import Draft
 from serving.errors import ServingError
@@ -17,7 +18,7 @@ from serving.records import Source
 from serving.subsets import Subsets, subset_name, subsets_of
 
 
-def from_fused(network: fx.GraphModule, tasks: Sequence[str], subsets: Subsets = "all") -> Iterator[Draft]:
+def from_fused(network: fx.GraphModule, tasks: Sequence[str], subsets: Subsets = "singles+all") -> Iterator[Draft]:
     """Yield variants of a fused network (``unified fuse``): whole, and for subsets of its tasks without the other heads.
 
     Args:
@@ -30,7 +31,7 @@ def from_fused(network: fx.GraphModule, tasks: Sequence[str], subsets: Subsets =
         yield _draft("fused", keep_tasks(network, subset), subset, tasks, Source.FUSED, {"fused": {"weights": weights}})
 
 
-def from_merged(merged: MergedNetwork, example: Tensor, subsets: Subsets = "all") -> Iterator[Draft]:
+def from_merged(merged: MergedNetwork, example: Tensor, subsets: Subsets = "singles+all") -> Iterator[Draft]:
     """Yield variants of a merged network (``unified merge``): for each subset a plain network of what its tasks need.
 
     Args:
@@ -40,7 +41,7 @@ def from_merged(merged: MergedNetwork, example: Tensor, subsets: Subsets = "all"
     """
     weights = hash_tensors(tensors_of(merged).items())
     for subset in subsets_of(merged.tasks, subsets):
-        module = merged.specialize(subset, example=example).eval()
+        module = specialize(merged, subset, example=example)
         made_from = {"weights": weights, "lowering": module.meta["lowering"]}
         yield _draft("merged", module, subset, merged.tasks, Source.SPECIALISED, {"merged": made_from})
 
