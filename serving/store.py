@@ -20,11 +20,12 @@ from fusion.timer import evaluating
 from serving.data import TaskData
 from serving.drafts import Draft
 from serving.errors import DuplicateVariantError, ServingError
+from serving.fitting import input_problems
 from serving.hardware import Hardware
 from serving.metadata import Metadata
 from serving.networks.programs import read_program, write_program
 from serving.profiles import make_table
-from serving.records import DTYPES, Family, Variant, check_name
+from serving.records import Family, Variant, check_name
 from serving.table import Table
 from serving.variant_files import (
     RECORD,
@@ -316,7 +317,7 @@ def _tasks_of(draft: Draft, family: Family) -> tuple[str, ...]:
 
 def _answers(draft: Draft, family: Family, examples: Sequence[Tensor]) -> Mapping[str, Tensor]:
     """Return what a draft answers to examples; all that is wrong with either is refused at once."""
-    problems = _input_problems(family, examples)
+    problems = input_problems(family, examples)
     if problems:
         raise ServingError(f"variant {draft.name!r}: {'; '.join(problems)}")
     with evaluating(draft.module), torch.no_grad():
@@ -334,14 +335,3 @@ def _answers(draft: Draft, family: Family, examples: Sequence[Tensor]) -> Mappin
     if problems:
         raise ServingError(f"variant {draft.name!r}: {'; '.join(problems)}")
     return found
-
-
-def _input_problems(family: Family, examples: Sequence[Tensor]) -> list[str]:
-    if len(examples) != len(family.inputs):
-        return [f"expected {len(family.inputs)} inputs as examples, got {len(examples)}"]
-    return [
-        f"input {spec.name!r}: expected {DTYPES[spec.dtype]} (n, {', '.join(map(str, spec.shape))}), n from 1;"
-        f" got {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-        for spec, tensor in zip(family.inputs, examples, strict=True)
-        if str(tensor.dtype) != f"torch.{DTYPES[spec.dtype]}" or tuple(tensor.shape[1:]) != spec.shape or not len(tensor)
-    ]
