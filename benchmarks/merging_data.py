@@ -118,12 +118,18 @@ def load_items(data: Path | None, *, full_size: bool = False) -> dict[str, Items
 
 def draw_panels(items: Items, tasks: Tasks, count: int, generator: torch.Generator) -> Panels:
     """Draw panels of four items each, uniformly and with replacement."""
+    inputs, classes = draw_pictures(items, count, generator)
+    return Panels(inputs=inputs, labels=labels_of(classes, tasks))
+
+
+def draw_pictures(items: Items, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw the pictures of panels, ``(count, 1, H, 4H)``, and the classes of their items, ``(count, 4)``."""
     chosen = torch.randint(len(items.classes), (count, ITEMS_PER_PANEL), generator=generator)
     pictures, side = items.pixels[chosen], items.side
     if side != pictures.shape[-1]:
         pictures = F.interpolate(pictures, size=(side, side), mode="bilinear")
     inputs = pictures.transpose(1, 2).reshape(count, 1, side, ITEMS_PER_PANEL * side)
-    return Panels(inputs=inputs, labels=labels_of(items.classes[chosen], tasks))
+    return inputs, items.classes[chosen]
 
 
 def labels_of(classes: Tensor, tasks: Tasks) -> dict[str, Tensor]:

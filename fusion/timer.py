@@ -194,10 +194,33 @@ def time_stages(
     Raises:
         FusionError: If there is no run, or a number is out of range.
     """
+    seconds = stage_seconds(
+        runs,
+        max_seconds=max_seconds,
+        min_runs=min_runs,
+        warmup=warmup,
+        precision=precision,
+        recorder=recorder,
+        clock=clock,
+    )
+    return [StagedTiming.of(rounds) for rounds in seconds]
+
+
+def stage_seconds(
+    runs: Sequence[StagedRun],
+    *,
+    max_seconds: float,
+    min_runs: int = 5,
+    warmup: int = 3,
+    precision: float = 0.005,
+    recorder: Recorder | None = None,
+    clock: Clock = time.perf_counter,
+) -> list[list[list[float]]]:
+    """Return what :func:`time_stages` sums up: for each run, each time that it was measured, the seconds of each stage."""
     _check(runs, max_seconds, min_runs, warmup)
     recorder = recorder or recorder_for(torch.device("cpu"))
     begin = clock()
-    seconds: list[list[list[float]]] = [[] for _ in runs]  # run, round, stage
+    seconds: list[list[list[float]]] = [[] for _ in runs]
     with _undisturbed(recorder.device):
         for _ in range(warmup):
             for run in runs:
@@ -211,7 +234,7 @@ def time_stages(
                 index = (first + offset) % len(runs)
                 seconds[index] += _turn(runs[index], recorder, is_alone=len(runs) == 1)
             first += 1
-    return [StagedTiming.of(rounds) for rounds in seconds]
+    return seconds
 
 
 def recorder_for(device: torch.device, clock: Clock = time.perf_counter) -> Recorder:

@@ -128,3 +128,35 @@ def archive(text: str) -> Path:
     if path.suffix != ".pt2" or path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file that ends in .pt2, got {text!r}")
     return path
+
+
+def ratios(text: str) -> tuple[float, ...]:
+    """Return pruning ratios, each once, in increasing order."""
+    wrong = argparse.ArgumentTypeError(
+        f"expected pruning ratios from 0 up to 1 with commas between, such as 0,0.3,0.6; got {text!r}"
+    )
+    try:
+        values = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        raise wrong from None
+    if not all(0 <= value < 1 for value in values):
+        raise wrong
+    return values
+
+
+def subsets(text: str) -> str | tuple[tuple[str, ...], ...]:
+    """Return ``"singles+all"`` or ``"all"``, or subsets of tasks: commas within, semicolons between them."""
+    if text in ("singles+all", "all"):
+        return text
+    return tuple(dict.fromkeys(names(part) for part in text.split(";") if part.strip())) or (names(text),)
+
+
+def weights(text: str) -> dict[str, float]:
+    """Return numbers above 0 by task, such as ``age=0.004,sex=1``."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        task, equals, number = part.partition("=")
+        if not equals or not task.strip():
+            raise argparse.ArgumentTypeError(f"expected weights by task, such as age=0.004,sex=1; got {text!r}")
+        found[task.strip()] = above_zero(number)
+    return found

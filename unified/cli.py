@@ -21,6 +21,7 @@ from unified.queue_parsers import add_queue_commands
 from unified.sign_parsers import add_signing
 from unified.simulate_parser import add_simulate
 from unified.stack_parser import add_stack
+from unified.variants_parser import add_variants
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_fuse(commands)
     add_merge(commands)
     add_stack(commands)
+    add_variants(commands)
     add_conversions(commands)
     add_queue_commands(commands)
     add_signing(commands)
@@ -215,10 +217,11 @@ def guarded(command: Callable[[], int]) -> int:
 def _lines(error: Exception) -> list[str]:
     """Say what went wrong: a line for each problem."""
     from schedulers.base import SchedulerConfigError
+    from serving.errors import ServingError
 
     if isinstance(error, InvalidSubmission):
         return [" ".join(str(problem).split()) for problem in error.problems]
-    if isinstance(error, UnifiedError | SchedulerConfigError):
+    if isinstance(error, UnifiedError | SchedulerConfigError | ServingError):
         return str(error).splitlines()
     if isinstance(error, OSError) and error.strerror:
         return [f"{error.strerror}: {error.filename}" if error.filename else error.strerror]

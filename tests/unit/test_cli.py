@@ -11,7 +11,7 @@ from schedulers import registry
 from unified import cli
 from unified.errors import DoesNotFitError, InvalidSubmission, Problem
 
-COMMANDS = ("run", "inspect", "keygen", "sign", "simulate", "schedulers", "version")
+COMMANDS = ("run", "inspect", "keygen", "sign", "simulate", "variants", "schedulers", "version")
 
 
 def options(*arguments):
@@ -32,6 +32,16 @@ def test_every_help_ends_with_an_example_that_parses(command, capsys):
     program, *arguments = example.split()
     assert program == "unified"
     assert cli.build_parser().parse_args(arguments).command is not None
+
+
+VERBS_OF_VARIANTS = ("build",)
+
+
+@pytest.mark.parametrize("verb", VERBS_OF_VARIANTS)
+def test_the_help_of_every_verb_of_variants_ends_with_an_example_that_parses(verb, capsys):
+    *_, title, example = help_of("variants", verb, capsys=capsys).rstrip().splitlines()
+    assert title == "example:"
+    assert options(*example.split()[1:]).command is not None
 
 
 def test_the_list_of_commands_is_complete(capsys):
