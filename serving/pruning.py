@@ -78,7 +78,7 @@ class Pruned:
 
     network: fx.GraphModule
     achieved: Mapping[str, float]
-    kept: tuple[str, ...]
+    kept: tuple[str, ...] = ()
 
 
 def prune_network(
