@@ -24,7 +24,7 @@ from serving.errors import ServingError
 from serving.networks.heads import keep_tasks
 from serving.plans import Plan, ratio_name, single_name
 from serving.progress import LeftOut, NetworkDone, Stage, StageBegan, Tell, tell_nobody
-from serving.pruning import Counts, Criterion, Pruned, count, prune_network
+from serving.pruning import Criterion, Pruned, amounts, gone, prune_network
 from serving.records import Source, TaskSpec
 from serving.subsets import subset_name, subsets_of
 from serving.tasks import weighted_sum
@@ -51,7 +51,7 @@ class _Whole:
     """The unpruned network of some tasks, and what it costs."""
 
     network: fx.GraphModule
-    counts: Counts
+    amounts: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -196,7 +196,7 @@ class _Maker:
 
     def _unpruned(self, parent: _Parent, subset: tuple[str, ...]) -> _Whole:
         network = parent.network if subset == parent.tasks else keep_tasks(parent.network, subset)
-        return _Whole(network=network, counts=count(network, self._examples))
+        return _Whole(network=network, amounts=amounts(network, self._examples))
 
     def _cuts(self, parent: _Parent, ratio: float, wholes: Mapping[tuple[str, ...], _Whole]) -> Iterator[_Cut]:
         """Yield the networks of a parent's subsets, pruned to a ratio."""
@@ -216,7 +216,7 @@ class _Maker:
                     source=source,
                     parent=parent.name,
                     ratio=ratio,
-                    achieved=_achieved(pruned.achieved["channels"], whole.counts, count(network, self._examples)),
+                    achieved=gone(whole.amounts, amounts(network, self._examples)),
                     provenance=self._provenance(parent, subset, pruned),
                 ),
             )
@@ -249,14 +249,6 @@ class _Maker:
             "data": {"samples": len(self._data), "digest": self._digest},
             "torch": str(torch.__version__),
         }
-
-
-def _achieved(channels: float, whole: Counts, left: Counts) -> dict[str, float]:
-    return {
-        "channels": channels,
-        "parameters": 1 - left.num_parameters / max(whole.num_parameters, 1),
-        "flops": 1 - left.flops / max(whole.flops, 1),
-    }
 
 
 def _finite(value: float) -> float | None:
