@@ -1,6 +1,8 @@
 """Load on a server of variants from another process: so many clients, each with one request under way at a time.
 
-``python -m benchmarks.serving_load HOST PORT PATH BODIES CONCURRENCY SECONDS`` prints one line of JSON. The clients speak
+``python -m benchmarks.serving_load HOST PORT PATH REQUESTS CONCURRENCY SECONDS`` prints one line of JSON. REQUESTS holds a
+line of JSON for each request that is sent in turn: ``body``, base64, and ``json_bytes``, the length of its JSON where binary
+tensors follow, else null. The clients speak
 HTTP/1.1 over sockets of their own and read no more of an answer than they must: on two cores a comfortable client would
 take the time that is to be measured.
 """
@@ -8,6 +10,7 @@ take the time that is to be measured.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 import time
@@ -46,36 +49,30 @@ class Seen:
 
 
 async def load(
-    address: tuple[str, int],
-    path: str,
-    bodies: Sequence[bytes],
-    *,
-    concurrency: int,
-    seconds: float,
-    until_refused: bool = False,
+    requests: Sequence[bytes], address: tuple[str, int], *, concurrency: int, seconds: float, until_refused: bool = False
 ) -> Seen:
     """Send requests for some seconds.
 
     Args:
+        requests: Whole requests of HTTP, sent in turn; each client begins with another one.
         address: Of the server.
-        path: To post to.
-        bodies: JSON, in turn.
         concurrency: Clients.
         seconds: How long new requests begin.
         until_refused: Stop at the first 503 or refused connection of each client: it drains.
     """
     seen = Seen()
     began = time.perf_counter()
-    clients = [_client(address, path, bodies[start:] + bodies[:start], began + seconds, seen, until_refused=until_refused)
-               for start in range(concurrency)]  # fmt: skip
+    clients = []
+    for number in range(concurrency):
+        start = number % len(requests)
+        own = [*requests[start:], *requests[:start]]
+        clients.append(_client(own, address, began + seconds, seen, until_refused=until_refused))
     await asyncio.gather(*clients)
     seen.elapsed = time.perf_counter() - began
     return seen
 
 
-async def _client(
-    address: tuple[str, int], path: str, bodies: Sequence[bytes], end: float, seen: Seen, *, until_refused: bool
-) -> None:
+async def _client(requests: Sequence[bytes], address: tuple[str, int], end: float, seen: Seen, *, until_refused: bool) -> None:
     try:
         reader, writer = await asyncio.open_connection(*address)
     except OSError:
@@ -84,10 +81,9 @@ async def _client(
     number = 0
     try:
         while time.perf_counter() < end:
-            body = bodies[number % len(bodies)]
-            number += 1
             began = time.perf_counter()
-            writer.write(_head(address, path, len(body)) + body)
+            writer.write(requests[number % len(requests)])
+            number += 1
             try:
                 status, answer, closes = await _answer(reader)
             except (OSError, asyncio.IncompleteReadError) as error:
@@ -103,14 +99,19 @@ async def _client(
         writer.close()
 
 
-def _head(address: tuple[str, int], path: str, size: int) -> bytes:
-    lines = (
-        f"POST {path} HTTP/1.1",
-        f"Host: {address[0]}:{address[1]}",
-        "Content-Type: application/json",
-        f"Content-Length: {size}",
-    )
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+def read_requests(file: Path, path: str, address: tuple[str, int]) -> list[bytes]:
+    """Return the requests of a file, ready to be sent."""
+    found = []
+    for line in file.read_text().splitlines():
+        entry = json.loads(line)
+        body = base64.b64decode(entry["body"])
+        lines = [f"POST {path} HTTP/1.1", f"Host: {address[0]}:{address[1]}", f"Content-Length: {len(body)}"]
+        if entry["json_bytes"] is None:
+            lines.append("Content-Type: application/json")
+        else:
+            lines += ["Content-Type: application/octet-stream", f"Inference-Header-Content-Length: {entry['json_bytes']}"]
+        found.append(("\r\n".join(lines) + "\r\n\r\n").encode() + body)
+    return found
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
@@ -131,12 +132,16 @@ def _note(seen: Seen, answer: bytes, seconds: float) -> None:
 
 def main() -> int:
     """Run the load of the command line."""
-    host, port, path, bodies, concurrency, seconds = sys.argv[1:7]
-    sent = [line for line in Path(bodies).read_bytes().split(b"\n") if line]
-    until_refused = "--until-refused" in sys.argv
-    seen = asyncio.run(
-        load((host, int(port)), path, sent, concurrency=int(concurrency), seconds=float(seconds), until_refused=until_refused)
+    host, port, path, file, concurrency, seconds = sys.argv[1:7]
+    address = (host, int(port))
+    work = load(
+        read_requests(Path(file), path, address),
+        address,
+        concurrency=int(concurrency),
+        seconds=float(seconds),
+        until_refused="--until-refused" in sys.argv,
     )
+    seen = asyncio.run(work)
     sys.stdout.write(json.dumps(asdict(seen)) + "\n")
     return 0
 

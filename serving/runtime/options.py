@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import ServingError
@@ -27,6 +27,7 @@ class ServiceOptions:
         memory_bytes: Of weights on the device at most, None for no limit.
         host_cache_bytes: Of weights kept in host memory after they left the device; no use where the device is the CPU.
         pinned: Ids or names of variants that are loaded at the start and stay.
+        refresh_seconds: How often to look whether the store has changed, 0 for never.
         drain_grace_seconds: How long a draining service still accepts requests, for balancers to notice.
         mishit_log: File to which each mishit is appended as a line of JSON.
     """
@@ -41,7 +42,8 @@ class ServiceOptions:
     max_waiting_rows: int = 1024
     memory_bytes: int | None = None
     host_cache_bytes: int = 0
-    pinned: tuple[str, ...] = field(default=())
+    pinned: tuple[str, ...] = ()
+    refresh_seconds: float = 2.0
     drain_grace_seconds: float = 0.0
     mishit_log: Path | None = None
 
@@ -71,5 +73,6 @@ _LEAST = {
     "margin_ms": 0,
     "max_request_rows": 1,
     "host_cache_bytes": 0,
+    "refresh_seconds": 0,
     "drain_grace_seconds": 0,
 }

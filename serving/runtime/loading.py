@@ -1,0 +1,170 @@
+"""Bringing variants to the device: one at a time, shared by all who need them, within the budget."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import nn
+
+from serving.errors import ServingError
+from serving.runtime.events import Event, Evicted, Loaded
+from serving.runtime.residency import Residency, Resident
+from serving.runtime.running import run_batch
+from serving.runtime.snapshot import Servable
+
+
+class Loader:
+    """Loads variants in a thread of its own; everything else happens in the event loop's thread."""
+
+    def __init__(
+        self,
+        load: Callable[[str], nn.Module],
+        residency: Residency,
+        *,
+        device: torch.device,
+        threads: int,
+        host_cache_bytes: int,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._load = load
+        self._residency = residency
+        self._device = device
+        self._host = HostCache(host_cache_bytes if device.type != "cpu" else 0)
+        self._tell = tell
+        self._tasks: dict[str, asyncio.Task[Resident]] = {}
+        self._turn = asyncio.Lock()  # one load at a time, in the order in which they were asked for
+        self._unused = asyncio.Event()
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="serving-loader", initializer=torch.set_num_threads, initargs=(threads,)
+        )
+
+    @property
+    def warm(self) -> frozenset[str]:
+        """Ids of the variants that host memory holds."""
+        return self._host.ids
+
+    async def load(self, servable: Servable) -> Resident:
+        """Return a variant that is in use, as soon as it is on the device.
+
+        Raises:
+            ServingError: If its files are missing or altered.
+            torch.OutOfMemoryError: If the device has no room even after others have left.
+        """
+        task = self._tasks.get(servable.id)
+        if task is None:
+            task = self._tasks[servable.id] = asyncio.create_task(self._bring(servable))
+            task.add_done_callback(lambda done: self._ended(servable.id, done))
+        return await asyncio.shield(task)
+
+    def released(self) -> None:
+        """Take note that a variant is unused now, which may make room."""
+        self._unused.set()
+
+    def evict(self, variant: str) -> None:
+        """Let a variant leave the device, and keep it in host memory if that has room."""
+        resident = self._residency.evict(variant)
+        if resident is not None:
+            self._host.put(variant, resident)
+            self._tell(Evicted(variant=variant))
+
+    def forget(self, variant: str) -> None:
+        """Drop a variant that is not to be served any more from the device and from host memory."""
+        self._residency.evict(variant)
+        self._host.take(variant)
+
+    def close(self) -> None:
+        """End the thread, after what it does now."""
+        for task in self._tasks.values():
+            task.cancel()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def _bring(self, servable: Servable) -> Resident:
+        async with self._turn:
+            resident = self._residency.find(servable.id)
+            if resident is None:
+                await self._make_room(servable.num_bytes)
+                resident = await self._bring_now(servable)
+            return resident
+
+    async def _make_room(self, num_bytes: int) -> None:
+        while True:
+            leaving = self._residency.room_for(num_bytes)
+            if leaving is not None:
+                for variant in leaving:
+                    self.evict(variant)
+                return
+            self._unused.clear()
+            await self._unused.wait()
+
+    async def _bring_now(self, servable: Servable) -> Resident:
+        warm = self._host.take(servable.id)
+        started = time.monotonic()
+        self._residency.expect(servable.id, servable.num_bytes, started + servable.load_seconds(warm=warm is not None))
+        resident = None
+        try:
+            module = await self._to_device(servable, warm)
+            resident = Resident(servable=servable, module=module)
+        finally:
+            self._residency.arrived(servable.id, resident)
+        self._tell(Loaded(variant=servable.id, seconds=time.monotonic() - started, warm=warm is not None))
+        return resident
+
+    async def _to_device(self, servable: Servable, warm: nn.Module | None) -> nn.Module:
+        def work() -> nn.Module:
+            module = (self._load(servable.id) if warm is None else warm).to(self._device)
+            _try_out(module, servable, self._device)
+            return module
+
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, work)
+        except torch.OutOfMemoryError:
+            for other in self._residency.evictable():
+                self.evict(other)
+            return await loop.run_in_executor(self._thread, work)
+
+    def _ended(self, variant: str, task: asyncio.Task[Resident]) -> None:
+        del self._tasks[variant]
+        if not task.cancelled():
+            task.exception()  # told to whoever still waits for it; nobody may
+
+
+def _try_out(module: nn.Module, servable: Servable, device: torch.device) -> None:
+    """Run a network once: what is set up in a first run is part of loading, as it is in a profile."""
+    (ran,) = run_batch(module, [servable.example], device)
+    if ran.error is not None:
+        raise ServingError(
+            f"variant {servable.name!r} ({servable.id}) fails on the family's own example: {ran.error}"
+        ) from ran.error
+
+
+class HostCache:
+    """Networks in host memory, within a budget of bytes; the least recently used goes first."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._budget = num_bytes
+        self._kept: OrderedDict[str, Resident] = OrderedDict()
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Ids of what it holds."""
+        return frozenset(self._kept)
+
+    def put(self, variant: str, resident: Resident) -> None:
+        """Keep a network that has left the device, if it fits at all."""
+        if resident.num_bytes > self._budget:
+            return
+        resident.module.to("cpu")
+        self._kept[variant] = resident
+        while sum(kept.num_bytes for kept in self._kept.values()) > self._budget:
+            self._kept.popitem(last=False)
+
+    def take(self, variant: str) -> nn.Module | None:
+        """Return a network and keep it no longer; None if it is not there."""
+        kept = self._kept.pop(variant, None)
+        return None if kept is None else kept.module
