@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
 from serving.data import TaskData
 from serving.errors import ServingError
@@ -23,7 +22,7 @@ from serving.profiles import Latency, Profile, Profiled, make_table
 from serving.profiling import ProfileOptions, ProfileProgress, ProfileReport, Stage, profile
 from serving.records import Source, Variant
 from serving.store import VariantStore
-from tests.unit.serving_models import TASKS, draft, filled_store, images, labelled, two_tasks
+from tests.unit.serving_models import TASKS, Unstable, draft, filled_store, images, labelled, two_tasks
 
 # Milliseconds, for what is measured is not what is tested. The reference may drift as it likes.
 QUICK = ProfileOptions(batches=(1, 3), max_seconds=0.01, max_drift=1e9)
@@ -135,24 +134,14 @@ def test_profiles_of_another_machine_are_never_used(store: VariantStore) -> None
 
 
 def test_the_table_by_default_is_that_of_the_latest_threads_used_here(store: VariantStore) -> None:
-    one, two = measure(store), measure(store, threads=2)
-    assert one.hardware.fingerprint != two.hardware.fingerprint
-    assert two.scored == ()
-    assert store.table("panels").hardware == two.hardware.fingerprint
+    one, two = measure(store), Hardware.here(threads=2)
+    assert one.hardware.fingerprint != two.fingerprint
+    with store.metadata.writing():
+        for key, found in store.metadata.profiles("panels", one.hardware.fingerprint).items():
+            store.metadata.put_profile(key, two, replace(found, measured=found.measured + 100))
+    assert store.table("panels").hardware == two.fingerprint
     assert store.hardware("panels")[store.table("panels").hardware].threads == 2
     assert store.table("panels", one.hardware.fingerprint).variants == one.table.variants
-
-
-class Unstable(nn.Module):
-    """Answers what is not finite where an image is all zeros."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        mean = image.square().mean((2, 3))
-        return {"size": self.scale * mean / mean}
 
 
 def test_a_variant_whose_output_is_not_finite_is_rejected_and_others_serve(store: VariantStore) -> None:
@@ -166,6 +155,16 @@ def test_a_variant_whose_output_is_not_finite_is_rejected_and_others_serve(store
         assert bad.id not in report.table.index
         assert len(report.table) == 3
     assert measure(store, labelled(seed=1)).rejected == {}
+
+
+def test_a_variant_whose_files_are_damaged_is_said_and_others_are_measured(store: VariantStore) -> None:
+    bad, *good = store.variants()
+    path = store.folder(bad.id) / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b"more")
+    report = measure(store)
+    assert list(report.rejected) == [bad.id]
+    assert "'both' are not those that were added" in report.rejected[bad.id]
+    assert report.scored == report.timed == tuple(variant.id for variant in good)
 
 
 def test_data_that_do_not_fit_are_refused_all_at_once(store: VariantStore) -> None:
@@ -222,13 +221,11 @@ def test_what_was_done_is_kept_when_it_is_interrupted_and_the_old_table_stays(st
 
 
 def test_threads_and_random_states_are_as_before(store: VariantStore) -> None:
-    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
-    other = 2 if threads == 1 else 1
-    measure(store, threads=other)
-    assert torch.get_num_threads() == threads
+    state = torch.random.get_rng_state()
+    with using_threads(2):
+        measure(store, threads=1)
+        assert torch.get_num_threads() == 2
     assert torch.equal(torch.random.get_rng_state(), state)
-    with using_threads(other):
-        assert torch.get_num_threads() == other
 
 
 def test_a_variant_removed_while_it_is_measured_leaves_nothing(store: VariantStore) -> None:
