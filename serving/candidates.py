@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.table import Floats, Table
+from serving.table import Bools, Floats, Table
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 #: Blocks to look at in all the steps of an answer: five tasks have 121. Of more tasks, not all parts are blocks.
 MAX_STEPS = 128

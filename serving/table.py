@@ -11,6 +11,7 @@ import numpy as np
 from serving.records import Family, Variant
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 QUANTILES = ("p50", "p95")
 

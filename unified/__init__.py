@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from unified.service.client import Client
     from unified.submission.umodel_read import load_umodel
     from unified.submission.umodel_write import export
+    from unified.variants.api import Building, build_variants
 
 #: Public name -> the module that defines it. Resolved on first use, so that the command line starts without torch.
 _HOMES = {
+    "Building": "unified.variants.api",
     "CheckpointError": "unified.errors",
     "Client": "unified.service.client",
     "DoesNotFitError": "unified.errors",
@@ -52,6 +54,7 @@ _HOMES = {
     "Timing": "unified.results",
     "UnifiedError": "unified.errors",
     "WorkerDiedError": "unified.errors",
+    "build_variants": "unified.variants.api",
     "convert": "unified.converting.converting",
     "export": "unified.submission.umodel_write",
     "fuse": "unified.fusing.api",
@@ -64,6 +67,7 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
+    "Building",
     "CheckpointError",
     "Client",
     "DoesNotFitError",
@@ -81,6 +85,7 @@ __all__ = [
     "Timing",
     "UnifiedError",
     "WorkerDiedError",
+    "build_variants",
     "convert",
     "export",
     "fuse",

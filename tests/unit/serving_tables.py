@@ -155,3 +155,30 @@ def _is_accurate(query: Query, scores: dict[str, float]) -> bool:
         return sum(scores.values()) >= floor * len(scores)
     floors = floor if isinstance(floor, dict) else dict.fromkeys(scores, floor)
     return all(scores[task] >= value for task, value in floors.items())
+
+
+def family_table(seed: int = 0, tasks: Sequence[str] = ("a", "b", "c")) -> Table:
+    """Return a table like that of the paper: 40 variants of a multi-task system and 30 of a single-task one, scores drawn."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for step in range(10):
+        ratio = step / 10
+        encoder, head = 6 * (1 - ratio) ** 1.5 + 1, 1.5 * (1 - ratio) + 0.2
+        ways = [(Source.PRUNED, tuple(tasks), "all")]
+        ways += [(Source.HEAD_REMOVED, (task,), task) for task in tasks] + [
+            (Source.SINGLE, (task,), f"single-{task}") for task in tasks
+        ]
+        for source, own, name in ways:
+            drop = 0.35 * ratio**3 + generator.normal(0, 0.01)
+            best = {task: 0.95 - 0.08 * place for place, task in enumerate(tasks)}
+            rows.append(
+                Row(
+                    id=f"{name}-p{step}0",
+                    scores={task: best[task] - drop - 0.01 * (source is Source.SINGLE) for task in own},
+                    infer_ms=(encoder + head * len(own) + generator.uniform(0, 0.2),),
+                    load_ms=2 * (encoder + head * len(own)),
+                    source=source,
+                    ratio=ratio,
+                )
+            )
+    return table_of(rows, tasks)

@@ -22,12 +22,12 @@ _FORM = "inputs, or (inputs, targets), or {'inputs': …, 'targets': …} where 
 _REMEDY = "save torch.save({'inputs': inputs, 'targets': {'task': labels}}, path)"
 
 
-def read_data(source: Path, tasks: tuple[str, ...]) -> dict[str, Rows]:
+def read_data(source: Path, tasks: tuple[str, ...] | None) -> dict[str, Rows]:
     """Read a data file, or a folder with ``train``, and perhaps ``validation`` and ``test``, as such files.
 
     Args:
         source: ``.pt``, ``.pth`` or ``.safetensors``, or a folder of them.
-        tasks: Names of the tasks; targets that are one tensor are the labels of each.
+        tasks: Names of the tasks; targets that are one tensor are the labels of each. None: all that targets name.
 
     Returns:
         Rows by part; ``train`` is always there.
@@ -39,7 +39,7 @@ def read_data(source: Path, tasks: tuple[str, ...]) -> dict[str, Rows]:
         return {name: _rows(_read_file(path), tasks) for name, path in _files(source).items()}
 
 
-def from_objects(data: Any, tasks: tuple[str, ...]) -> dict[str, Rows]:
+def from_objects(data: Any, tasks: tuple[str, ...] | None) -> dict[str, Rows]:
     """Return the rows of what a caller holds in Python: as in a file, or such by ``"train"``, ``"validation"``, ``"test"``.
 
     Raises:
@@ -93,7 +93,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return content
 
 
-def _rows(content: Any, tasks: tuple[str, ...]) -> Rows:
+def _rows(content: Any, tasks: tuple[str, ...] | None) -> Rows:
     inputs, targets = _pair(content)
     labels = _labels(targets, tasks)
     for task, values in (labels or {"": torch.zeros(_length(inputs))}).items():
@@ -123,13 +123,16 @@ def _pair(content: Any) -> tuple[Inputs, Any]:
     raise refusal(_FORM, f"a {type(inputs).__name__} for inputs", _REMEDY)
 
 
-def _labels(targets: Any, tasks: tuple[str, ...]) -> dict[str, Tensor]:
+def _labels(targets: Any, tasks: tuple[str, ...] | None) -> dict[str, Tensor]:
     if targets is None:
         return {}
-    if isinstance(targets, Tensor):
+    if isinstance(targets, Tensor) and tasks is not None:
         return dict.fromkeys(tasks, targets)
-    if not isinstance(targets, Mapping):
-        raise refusal("a tensor or a dict of tensors by task", f"a {type(targets).__name__}", _REMEDY, field="targets")
+    if tasks is None and isinstance(targets, Mapping):
+        tasks = tuple(targets)
+    if tasks is None or not isinstance(targets, Mapping):
+        expected = "a dict of tensors by task" if tasks is None else "a tensor or a dict of tensors by task"
+        raise refusal(expected, f"a {type(targets).__name__}", _REMEDY, field="targets")
     found = {task: targets[task] for task in tasks if task in targets}
     if targets and not found:
         given = ", ".join(map(repr, list(targets)[:8]))

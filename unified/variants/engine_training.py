@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from serving.training import TrainJob, Trained
+from serving.training import Trained, TrainJob
 from unified.engine import Engine
 from unified.events import Event
 from unified.job import JobSpec
