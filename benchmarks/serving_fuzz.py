@@ -49,9 +49,9 @@ def run_fuzz(address: str, count: int, *, pid: int | None = None, seed: int = 0,
         num_threads: How many connections send at a time.
 
     Returns:
-        ``statuses``: how many answers had which status, ``"closed"`` among them; ``status_5xx``; ``memory_growth_bytes`` from
+        ``statuses``: how many answers had which status, ``"closed"`` among them; ``status_5xx``; ``growth_mib`` from
         the second to the last quarter, by the medians of ``memory_bytes``, which has a value for each twentieth (0 without
-        ``pid``); ``is_ready`` at the end; ``count`` and ``seconds``.
+        ``pid``); ``is_ready`` at the end; ``requests`` and ``seconds``.
     """
     begin = time.monotonic()
     model = _ask(f"{address}/v2/models")["models"][0]
@@ -63,10 +63,10 @@ def run_fuzz(address: str, count: int, *, pid: int | None = None, seed: int = 0,
         memory.append(0 if pid is None else psutil.Process(pid).memory_info().rss)
     quarter = _PARTS // 4
     return {
-        "count": statuses.total(),
+        "requests": statuses.total(),
         "statuses": dict(sorted(statuses.items())),
         "status_5xx": sum(number for status, number in statuses.items() if status.startswith("5")),
-        "memory_growth_bytes": int(median(memory[-quarter:]) - median(memory[quarter : 2 * quarter])),
+        "growth_mib": (median(memory[-quarter:]) - median(memory[quarter : 2 * quarter])) / (1 << 20),
         "memory_bytes": memory,
         "is_ready": bool(_ask(f"{address}/v2/health/ready")["ready"]),
         "seconds": time.monotonic() - begin,
