@@ -13,8 +13,9 @@ from fusion.timer import evaluating
 from serving.data import TaskData
 from serving.drafts import Draft
 from serving.errors import ServingError
-from serving.generation import Plan, generate
+from serving.generation import generate
 from serving.networks.reading import read_network
+from serving.plans import Plan
 from serving.progress import Event, LeftOut, Stored, Tell, tell_nobody
 from serving.records import DTYPES, Family, TensorSpec, Variant
 from serving.store import VariantStore
