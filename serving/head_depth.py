@@ -55,7 +55,7 @@ def measure_head_depth(
     """Time networks with heads of several depths, with all heads and with one; all of them in turns.
 
     Args:
-        make_parent: Makes a network ``{task: tensor}`` with heads of so many layers.
+        make_parent: Makes a network ``{task: tensor}`` with heads of so many layers; a graph is taken as it is.
         examples: What it takes, on its device; the batch is timed as it is.
         depths: Increasing.
         max_seconds: For all measurements together.
@@ -70,7 +70,9 @@ def measure_head_depth(
         raise ServingError(f"expected depths from 1, got {list(depths)}")
     networks: list[tuple[int, str | None, fx.GraphModule]] = []
     for depth in depths:
-        network = read_network(make_parent(depth), examples, label=f"the network with heads of {depth} layers").eval()
+        made = make_parent(depth)
+        label = f"the network with heads of {depth} layers"
+        network = made if isinstance(made, fx.GraphModule) else read_network(made, examples, label=label).eval()
         tasks = tasks_of(network)
         if len(tasks) < 2:
             raise ServingError(f"expected a network of at least two tasks, got one of {', '.join(tasks)}: no head is unused")

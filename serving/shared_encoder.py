@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from serving.errors import ServingError
-from serving.networks.compiling import Recipe, compiled
+from serving.networks.compiling import Recipe
 from serving.networks.encoding import Reference, references
 from serving.networks.programs import GRAPH_NAME, Program, read_program
 from serving.networks.recipes import read_recipe
@@ -22,7 +23,7 @@ HIDDEN = 64
 _FEATURES = "features"
 
 
-def with_deeper_heads(folder: Path, examples: tuple[Tensor, ...], *, hidden: int = HIDDEN) -> Callable[[int], nn.Module]:
+def with_deeper_heads(folder: Path, examples: tuple[Tensor, ...], *, hidden: int = HIDDEN) -> Callable[[int], fx.GraphModule]:
     """Return what makes networks with the encoder of a stored one and new heads of so many ReLU layers, untrained.
 
     Args:
@@ -35,39 +36,30 @@ def with_deeper_heads(folder: Path, examples: tuple[Tensor, ...], *, hidden: int
     """
     device = examples[0].device
     network = read_program(folder).to(device)
-    encoder = _Encoder(_shared(read_recipe(folder / GRAPH_NAME)), network)
+    encoder = Program(_shared(read_recipe(folder / GRAPH_NAME)), dict(network.named_buffers()))
     with torch.no_grad():
         outputs = {task: math.prod(output.shape[1:]) for task, output in network(*examples).items()}
-        num_features = math.prod(encoder(*examples).shape[1:])
-    return lambda depth: _Headed(encoder, num_features, outputs, depth, hidden).to(device)
+        num_features = math.prod(encoder(*examples)[_FEATURES].shape[1:])
+
+    def make(depth: int) -> fx.GraphModule:
+        heads = nn.ModuleList(_head(num_features, size, depth, hidden) for size in outputs.values())
+        return _joined(encoder, heads, tuple(outputs)).to(device).eval()
+
+    return make
 
 
-class _Encoder(nn.Module):
-    """Weights by place: names with dots, as a program has them, cannot be captured again."""
-
-    def __init__(self, recipe: Recipe, network: Program) -> None:
-        super().__init__()
-        tensors = dict(network.named_buffers())
-        for place, name in enumerate(recipe.tensors):
-            self.register_buffer(f"tensor{place}", tensors[name])
-        self._function = compiled(recipe)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (features,) = self._function(*inputs, *self.buffers())
-        return features
-
-
-class _Headed(nn.Module):
-    def __init__(self, encoder: nn.Module, features: int, outputs: Mapping[str, int], depth: int, hidden: int) -> None:
-        super().__init__()
-        self.encoder = copy.deepcopy(encoder)
-        self.heads = nn.ModuleList(_head(features, size, depth, hidden) for size in outputs.values())
-        self._tasks = tuple(outputs)
-        self.eval()
-
-    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        features = self.encoder(*inputs).flatten(1)
-        return {task: head(features) for task, head in zip(self._tasks, self.heads, strict=True)}
+def _joined(encoder: Program, heads: nn.ModuleList, tasks: tuple[str, ...]) -> fx.GraphModule:
+    graph = fx.Graph()
+    inputs = tuple(graph.placeholder(f"input_{place}") for place in range(encoder.num_inputs))
+    features = graph.call_function(operator.getitem, (graph.call_module("encoder", inputs), _FEATURES))
+    flat = graph.call_function(torch.flatten, (features, 1))
+    answers = {}
+    for place, task in enumerate(tasks):
+        answers[task] = flat
+        for layer in range(len(cast("nn.Sequential", heads[place]))):
+            answers[task] = graph.call_module(f"heads.{place}.{layer}", (answers[task],))
+    graph.output(answers)
+    return fx.GraphModule(nn.ModuleDict({"encoder": encoder, "heads": heads}), graph)
 
 
 def _head(features: int, outputs: int, depth: int, hidden: int) -> nn.Sequential:

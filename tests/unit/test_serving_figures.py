@@ -129,7 +129,7 @@ def test_deeper_heads_take_the_encoder_of_a_stored_network_as_it_is(tmp_path):
     shapes = sorted(tuple(parameter.shape) for parameter in made.parameters() if parameter.ndim == 2)
     assert shapes == sorted([(5, 8), (5, 5), (5, 5), (3, 5), (5, 8), (5, 5), (5, 5), (1, 5)])
     with torch.no_grad():
-        features = made.get_submodule("encoder")(*examples)
+        features = made.get_submodule("encoder")(*examples)["features"]
         torch.testing.assert_close(features, network.stem(*examples), rtol=0, atol=0)
     [row] = measure_head_depth(with_deeper_heads(tmp_path, examples, hidden=5), examples, [2], max_seconds=0.1)
     assert row.depth == 2

@@ -122,7 +122,7 @@ def test_figures_writes_all_of_them_and_prints_what_they_show(variants, tmp_path
 def test_figures_says_what_the_variants_do_not_allow(tmp_path, capsys):
     store, _ = filled_store(tmp_path / "variants", replace(draft("shoe", ("shoe",)), source=Source.SINGLE))
     profile(store, "panels", labelled(), options=ProfileOptions(batches=(1,), max_seconds=0.02))
-    assert run("figures", store.path, "--out", tmp_path / "figures", "--grid", 2) == 0
+    assert run("figures", store.path, "--out", tmp_path / "figures", "--grid", 2, "--residency", "all") == 0
     text = capsys.readouterr().out
     assert "figure 4 left out: no variant answers several tasks" in text
     assert "figure 5 left out: family 'panels' has no profiled multi-task variant that answers shoe, size" in text
