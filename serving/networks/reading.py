@@ -37,8 +37,9 @@ def read_network(module: nn.Module, examples: tuple[Tensor, ...], *, label: str)
 
     Returns:
         A network in evaluation mode that shares no storage with the module, for any batch size, with the module's own names
-        of layers and weights. In evaluation it answers as the module does, bit for bit. Convolutions, linear layers, norms,
-        embeddings and dropouts are modules of ``torch.nn``; one that is used twice stays one; all else are functions.
+        of layers and weights. In evaluation it answers as the module does, bit for bit (as with gradients, where torch has a
+        kernel of its own without). Convolutions, linear layers, norms, embeddings and dropouts are modules of ``torch.nn``;
+        one that is used twice stays one; all else are functions.
 
     Raises:
         ServingError: If it cannot be read, or does not give a tensor for each task.
