@@ -246,7 +246,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_whatever_stands_in_a_graph_it_is_read_or_refused(small, tmp_path_factory, data):
     content = json.loads((small / "graph.json").read_text())

@@ -117,6 +117,48 @@ def test_the_dropout_of_attention_follows_the_mode():
     assert not torch.allclose(network.train()(x)["a"], expected)
 
 
+def test_names_that_python_or_fx_have_for_themselves_can_be_layers():
+    names = ("graph", "code", "meta", "in", "plain")
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name in names:
+                self.add_module(name, nn.Linear(4, 4))
+            self.heads = nn.ModuleDict({"my-task": nn.Linear(4, 2), "a b": nn.Linear(4, 1)})
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            for name in names:
+                x = self.get_submodule(name)(x).relu()
+            return {task: head(x) for task, head in self.heads.items()}
+
+    module, x = Odd(), torch.randn(3, 4)
+    network = read_network(module, (x,), label="odd")
+    assert_same(module(x), network(x))
+    assert {"graph_", "in_", "plain"} <= {name for name, _ in network.named_children()}
+    assert list(keep_tasks(network, ["a b"])(x)) == ["a b"]
+
+
+def test_dropout_of_channels_and_averages_of_all_batches_are_kept():
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8, momentum=None)
+            self.dropout, self.last = nn.Dropout1d(0.5), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"a": self.last(self.dropout(self.norm(self.conv(x))).mean(2))}
+
+    module, x = Odd(), torch.randn(4, 3, 9)
+    module(x)
+    network = read_network(module, (x,), label="odd").train()
+    assert isinstance(network.get_submodule("dropout"), nn.Dropout1d)
+    for _ in range(2):
+        module(x + 1), network(x + 1)
+    assert torch.equal(network.get_submodule("norm").running_mean, module.norm.running_mean)
+    assert network.get_submodule("norm").num_batches_tracked == 3
+
+
 @pytest.mark.parametrize(
     ("body", "inputs"), [(StochasticDepth(), (rows(),)), (AuxiliaryHead(), (images(),))], ids=["random depth", "auxiliary head"]
 )
