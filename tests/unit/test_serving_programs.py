@@ -18,7 +18,7 @@ from serving.errors import ServingError
 from serving.networks.heads import keep_tasks
 from serving.networks.operators import ALLOWED, NUMBERS, resolve
 from serving.networks.programs import read_program, write_program
-from tests.unit.serving_models import MODELS, Panels, network_of, panels
+from tests.unit.serving_networks import MODELS, Panels, network_of, panels
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -15,7 +15,7 @@ from serving.networks.programs import read_program, write_program
 from serving.networks.reading import read_network
 from serving.pruning import Criterion, RatioOf, count, prune_network
 from tests.unit import merging_networks
-from tests.unit.serving_models import MODELS, network_of, panels, texts
+from tests.unit.serving_networks import MODELS, network_of, panels, texts
 
 RATIOS = [0.0, 0.1, 0.5, 0.9]
 

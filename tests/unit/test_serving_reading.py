@@ -16,7 +16,7 @@ from serving.networks.layers import Attention
 from serving.networks.reading import read_network
 from tests.unit import fused_trees, merging_networks
 from tests.unit.parsed_models import AuxiliaryHead, StochasticDepth, images, rows
-from tests.unit.serving_models import MODELS, Named, Panels, network_of, panels
+from tests.unit.serving_networks import MODELS, Named, Panels, network_of, panels
 from unified.submission.umodel_read import load_umodel
 from unified.submission.umodel_write import export
 
