@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from serving.errors import ServingError
 from serving.hardware import Hardware
-from serving.profiles import Profile, Profiled
+from serving.profiles import Known, Profile
 from serving.records import Family, Variant
 
 SCHEMA_VERSION = 1
@@ -206,13 +206,17 @@ class Metadata:
         )
         return {key: self._made(Hardware.from_json, content, f"hardware {key}") for key, content in rows}
 
-    def profiled(self, family: str, hardware: str) -> list[Profiled]:
-        """Return the variants that have both scores on the data in use and a profile; to be called while reading."""
+    def known(self, family: str, hardware: str) -> list[Known]:
+        """Return all variants with their scores on the data in use and their profile; to be called while reading."""
         scores, profiles = self.scores(family, self.data(family) or ""), self.profiles(family, hardware)
         return [
-            Profiled(variant=variant, scores=found, profile=profiles[variant.id])
+            Known(
+                variant=variant,
+                scores=None if isinstance(found := scores.get(variant.id), str) else found,
+                problem=found if isinstance(found, str) else None,
+                profile=profiles.get(variant.id),
+            )
             for variant in self.variants(family)
-            if variant.id in profiles and not isinstance(found := scores.get(variant.id, ""), str)
         ]
 
     def _rows(self, statement: str, *values: object) -> list[Row]:

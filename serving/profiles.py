@@ -74,6 +74,30 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """A variant with what is known of it on one machine.
+
+    Attributes:
+        variant: Which.
+        scores: By task, on the data in use; None if it was not scored on them, or is rejected.
+        problem: Why it is rejected, None if it is not.
+        profile: None if it has none on that machine.
+    """
+
+    variant: Variant
+    scores: Mapping[str, float] | None
+    problem: str | None
+    profile: Profile | None
+
+    @property
+    def profiled(self) -> Profiled | None:
+        """It as selection takes it, None if it was not scored and profiled."""
+        if self.scores is None or self.profile is None:
+            return None
+        return Profiled(variant=self.variant, scores=self.scores, profile=self.profile)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profiled:
     """A variant with all that selection needs to know of it; ``scores`` by task, in [0, 1]."""
 

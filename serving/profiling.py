@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from serving.data import TaskData
 from serving.errors import ServingError
@@ -83,7 +85,8 @@ class ProfileReport:
         table: All that can be selected now.
         scored: Ids that were scored.
         timed: Ids whose latency was measured.
-        rejected: By id, why a variant cannot serve: it is in no table.
+        rejected: By id, why a variant cannot serve: an output is not finite, which keeps it out of every table, or its files
+            cannot be used.
         suspect: Ids of profiles that were disturbed; another run measures them again.
         is_cold: Whether files could be dropped from the page cache for cold loads.
         seconds: That it took.
@@ -130,6 +133,7 @@ def profile(
     run = _Run(store, family, hardware, options or ProfileOptions(), progress or _ignore)
     scored, rejected = run.score(data)
     timed = run.time([variant for variant in store.variants(family) if variant.id not in rejected])
+    rejected |= run.unreadable
     profiles = store.metadata.profiles(family, hardware.fingerprint)
     return ProfileReport(
         hardware=hardware,
@@ -163,6 +167,7 @@ class _Run:
         self._store, self._family, self._hardware = store, family, hardware
         self._options, self._progress = options, progress
         self._device = torch.device(hardware.device)
+        self.unreadable: dict[str, str] = {}
 
     def score(self, data: TaskData) -> tuple[tuple[str, ...], dict[str, str]]:
         """Score what has no score on these data; return the ids of that, and all that is rejected with the reason."""
@@ -172,7 +177,9 @@ class _Run:
         todo = [variant for variant in self._store.variants(self._family) if variant.id not in known]
         for place, variant in enumerate(todo):
             self._tell(Stage.SCORES, place, len(todo))
-            network = self._store.load(variant.id).to(self._device)
+            network = self._load(variant)
+            if network is None:
+                continue
             found = score_network(network, [definition.task(task) for task in variant.tasks], data, self._device)
             with metadata.writing():
                 metadata.put_scores(variant.id, digest, found)
@@ -181,12 +188,12 @@ class _Run:
             with metadata.writing():
                 metadata.use_data(self._family, digest)
         problems = {key: found for key, found in metadata.scores(self._family, digest).items() if isinstance(found, str)}
-        return tuple(variant.id for variant in todo), problems
+        return tuple(variant.id for variant in todo if variant.id not in self.unreadable), problems
 
     def time(self, variants: Sequence[Variant]) -> tuple[str, ...]:
         """Measure latencies that are not known, or were disturbed; return the ids of those variants."""
         known = {} if self._options.force else self._store.metadata.profiles(self._family, self._hardware.fingerprint)
-        todo = [variant for variant in variants if not self._is_done(known.get(variant.id))]
+        todo = [variant for variant in variants if not self._is_done(known.get(variant.id)) and self._load(variant)]
         inputs = {rows: _rows(self._store.examples(self._family), rows) for rows in self._options.batches} if todo else {}
         done = 0
         for group in _groups(todo):
@@ -196,7 +203,23 @@ class _Run:
             with self._store.metadata.writing():
                 for key, measured in found.items():
                     self._store.metadata.put_profile(key, self._hardware, measured)
-        return tuple(variant.id for variant in todo)
+        return tuple(variant.id for variant in todo if variant.id not in self.unreadable)
+
+    def _load(self, variant: Variant) -> nn.Module | None:
+        """Return a network on the device; None if its files cannot be used, which is noted."""
+        network = None
+        if variant.id not in self.unreadable:
+            with self._noting(variant):
+                network = self._store.load(variant.id).to(self._device)
+        return network
+
+    @contextmanager
+    def _noting(self, variant: Variant) -> Iterator[None]:
+        """Note what is wrong with a variant, which may also be removed at any time, and go on with others."""
+        try:
+            yield
+        except ServingError as error:
+            self.unreadable[variant.id] = str(error)
 
     def _is_done(self, known: Profile | None) -> bool:
         return known is not None and not known.is_suspect and set(self._options.batches) <= set(known.batches)
@@ -208,12 +231,18 @@ class _Run:
         loads: dict[str, LoadTimes] = {}
         for place, variant in enumerate(group):
             self._tell(Stage.LOADING, done + place, total)
-            key = variant.id
-            loads[key] = time_loads(lambda key=key: self._store.load(key), self._store.folder(key), inputs[1], self._device)
+            with self._noting(variant):
+                loads[variant.id] = time_loads(
+                    partial(self._store.load, variant.id), self._store.folder(variant.id), inputs[1], self._device
+                )
         self._tell(Stage.LOADING, done + len(group), total)
         limit = self._options.max_seconds * len(group)
+        self._tell(Stage.INFERENCE, 0, limit)
+        networks = {variant.id: network for variant in group if (network := self._load(variant)) is not None}
+        if not networks:
+            return {}
         latencies = time_inference(
-            {variant.id: self._store.load(variant.id).to(self._device) for variant in group},
+            networks,
             inputs,
             self._device,
             max_seconds=limit,

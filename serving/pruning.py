@@ -29,6 +29,7 @@ from fusion.graph.operators import HEAVY, packet
 from serving.errors import ServingError
 from serving.networks.layers import Attention
 
+_BY_INDEX = frozenset({"index", "index_select", "gather", "take_along_dim", "scatter", "scatter_add", "index_put"})
 _STEPS = 100  # of the channels' share, while parameters or FLOPs are brought to theirs
 
 
@@ -77,7 +78,7 @@ class Pruned:
 
     network: fx.GraphModule
     achieved: Mapping[str, float]
-    kept: tuple[str, ...]
+    kept: tuple[str, ...] = ()
 
 
 def prune_network(
@@ -310,7 +311,7 @@ def _ends(network: fx.GraphModule, start: fx.Node) -> Iterator[fx.Node]:
             continue
         seen.add(node)
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if node.op == "output" or packet(node) in HEAVY or isinstance(module, Attention):
+        if node.op == "output" or packet(node) in HEAVY | _BY_INDEX or isinstance(module, Attention):
             yield node
         elif not isinstance(module, _ConvNd | nn.Linear):
             stack.extend(node.users)

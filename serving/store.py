@@ -24,7 +24,7 @@ from serving.fitting import input_problems
 from serving.hardware import Hardware
 from serving.metadata import Metadata
 from serving.networks.programs import read_program, write_program
-from serving.profiles import make_table
+from serving.profiles import Known, make_table
 from serving.records import Family, Variant, check_name
 from serving.table import Table
 from serving.variant_files import (
@@ -238,11 +238,26 @@ class VariantStore:
         definition = self.family(family)
         with self.metadata.reading():
             version = self.version
-            place = hardware or next((key for key, found in self.hardware(family).items() if found.is_here), None)
-            found = [] if place is None else self.metadata.profiled(family, place)
-        table = make_table(definition, place or Hardware.here().fingerprint, found)
+            place, everything = self._known(family, hardware)
+        table = make_table(definition, place, [found for each in everything if (found := each.profiled) is not None])
         self._tables[family, hardware] = (version, table)
         return table
+
+    def known(self, family: str, hardware: str | None = None) -> tuple[str, tuple[Known, ...]]:
+        """Return a fingerprint, and all variants of a family with what is known of them on that machine.
+
+        Args:
+            family: Its name.
+            hardware: A fingerprint; by default as in :meth:`table`.
+        """
+        self.family(family)
+        with self.metadata.reading():
+            return self._known(family, hardware)
+
+    def _known(self, family: str, hardware: str | None) -> tuple[str, tuple[Known, ...]]:
+        here = (key for key, found in self.hardware(family).items() if found.is_here)
+        place = hardware or next(here, None) or Hardware.here().fingerprint
+        return place, tuple(self.metadata.known(family, place))
 
     def _check_new(self, name: str, family: str, key: str | None = None) -> None:
         check_name(name, "a variant's name")

@@ -144,6 +144,15 @@ def ratios(text: str) -> tuple[float, ...]:
     return values
 
 
+def batches(text: str) -> tuple[int, ...]:
+    """Return batch sizes, each once, in increasing order."""
+    try:
+        return tuple(sorted({positive(part.strip()) for part in text.split(",")}))
+    except argparse.ArgumentTypeError:
+        wrong = f"expected batch sizes from 1 with commas between, such as 1,4,16; got {text!r}"
+        raise argparse.ArgumentTypeError(wrong) from None
+
+
 def subsets(text: str) -> str | tuple[tuple[str, ...], ...]:
     """Return ``"singles+all"`` or ``"all"``, or subsets of tasks: commas within, semicolons between them."""
     if text in ("singles+all", "all"):

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from torch import fx
 
+from fusion.graph.normalize import drop_dead
 from serving.errors import ServingError
 
 
@@ -36,8 +37,7 @@ def keep_tasks(network: fx.GraphModule, tasks: Collection[str]) -> fx.GraphModul
     result = copy.deepcopy(network)
     kept = {task: node for task, node in _outputs(result).items() if task in tasks}
     result.graph.output_node().args = (kept,)
-    # nothing in a network has an effect beside its value; inputs stay, so that all variants are called alike
-    result.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    drop_dead(result.graph)  # inputs stay, so that all variants are called alike
     return fx.GraphModule(result, result.graph, "Network").train(network.training)
 
 

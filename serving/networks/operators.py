@@ -138,6 +138,8 @@ def name_of(target: Any) -> str:
     """Return how a program names the target of a node; raises ValueError if it may not."""
     if isinstance(target, OpOverload):
         name = f"{target.namespace}.{target._schema.name.split('::')[1]}.{target._overloadname}"
+        if target._schema.is_mutable:
+            raise ValueError(f"a stored network may not use {name!r}, which writes into a tensor: take torch.where or torch.cat")
         resolve(name)
         return name
     if target in _SPELLINGS:

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from fusion.graph.borrowing import borrowed
 from fusion.graph.capture import at_batch
 from fusion.graph.captured import Captured, plain
+from fusion.graph.normalize import drop_dead
 from fusion.graph.operators import packet
 from fusion.graph.toggles import get_argument, set_argument
 from serving.errors import ServingError
@@ -146,7 +147,8 @@ def _described(captured: Captured) -> tuple[dict[str, Any], dict[str, Tensor]]:
             graph.erase_node(node)
         elif packet(node) in DROPPING and packet(node) != "scaled_dot_product_attention":
             set_argument(node, "train", value=False)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+            set_argument(node, "dropout", value=0.0)
+    drop_dead(graph)
     writer = _Writer(captured)
     nodes = [writer.call(node) for node in graph.nodes if node.op == "call_function"]
     (leaves,) = graph.output_node().args

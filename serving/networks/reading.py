@@ -13,7 +13,7 @@ from fusion.graph.borrowing import borrowed
 from fusion.graph.capture import at_batch, capture
 from fusion.graph.captured import Captured, plain
 from fusion.graph.errors import FusionError
-from fusion.graph.normalize import Aliases, normalize, writes_state, written
+from fusion.graph.normalize import Aliases, drop_dead, normalize, writes_state
 from fusion.graph.operators import packet
 from fusion.graph.rebatch import rebatch
 from serving.errors import ServingError
@@ -112,7 +112,7 @@ def _network(captured: Captured, *, is_training: bool) -> fx.GraphModule | None:
     _drop_counters(graph, layers, captured.tensors)
     leaves = _leaves(captured)
     graph.output_node().args = ({task: leaves[place] for task, place in captured.output.items()},)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output") or bool(written(node)))
+    drop_dead(graph)
     used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     aliases = Aliases(graph)
     if used & captured.parts.keys() or any(writes_state(node, aliases) for node in graph.nodes):

@@ -29,6 +29,18 @@ class TwoHeads(nn.Module):
         return {task: head(features) for task, head in self.heads.items()}
 
 
+class Unstable(nn.Module):
+    """Answers what is not finite where an image is all zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        mean = image.square().mean((2, 3))
+        return {"size": self.scale * mean / mean}
+
+
 def two_tasks(name: str = "panels") -> Family:
     """Return the family of such networks: a classification of three classes and a regression."""
     return Family(
