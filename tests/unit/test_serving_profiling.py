@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,26 +22,32 @@ from serving.profiles import Latency, Profile, Profiled, make_table
 from serving.profiling import ProfileOptions, ProfileProgress, ProfileReport, Stage, profile
 from serving.records import Source, Variant
 from serving.store import VariantStore
-from tests.unit.serving_models import TASKS, Unstable, draft, filled_store, images, labelled, two_tasks
+from tests.unit.serving_models import TASKS, Unstable, draft, filled_store, images, labelled, quiet, two_tasks
 
 # Milliseconds, for what is measured is not what is tested. The reference may drift as it likes.
 QUICK = ProfileOptions(batches=(1, 3), max_seconds=0.01, max_drift=1e9)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _little_garbage() -> Iterator[None]:
-    # measuring collects garbage first, which takes most of the time here if it looks at all that pytest holds
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def _quiet() -> Iterator[None]:
+    with quiet():
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of three variants, which nobody changes."""
+    path = tmp_path_factory.mktemp("made")
+    store, _ = filled_store(path, draft("both"), draft("shoe", ("shoe",), seed=1), draft("size", ("size",), seed=2))
+    store.keep_validation("panels", labelled())
+    store.close()
+    return path
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> VariantStore:
-    store, _ = filled_store(tmp_path, draft("both"), draft("shoe", ("shoe",), seed=1), draft("size", ("size",), seed=2))
-    store.keep_validation("panels", labelled())
-    return store
+def store(made: Path, tmp_path: Path) -> VariantStore:
+    """A copy of it: a store is taken to another place as any folder is."""
+    return VariantStore.open(shutil.copytree(made, tmp_path / "store"))
 
 
 def measure(store: VariantStore, data: TaskData | None = None, threads: int = 1, **changes: object) -> ProfileReport:

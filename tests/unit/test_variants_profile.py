@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,14 @@ import pytest
 import torch
 
 from serving.store import VariantStore
-from tests.unit.serving_models import Unstable, draft, filled_store, images, labelled, two_tasks
+from tests.unit.serving_models import Unstable, draft, filled_store, images, labelled, quiet, two_tasks
 from unified.cli import main
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    with quiet():
+        yield
 
 
 @pytest.fixture
