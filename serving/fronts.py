@@ -145,14 +145,21 @@ class Fronts:
     def _front(self, points: Front, tasks: int) -> Front:
         """Return those of some points that none other beats; of equal ones the one that the order of ties puts first."""
         order = np.argsort(points.cost)
-        cost = points.cost[order]
+        cost, score = points.cost[order], points.score[order]
         if (cost[1:] == cost[:-1]).any():
-            keys = [self._candidates.by_cost(self._pick(points, tasks, at)) for at in range(len(order))]
-            order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
-        score = points.score[order]
-        before = np.maximum.accumulate(score)
-        kept = order[np.concatenate(([True], score[1:] > before[:-1]))] if len(order) else order
-        return Front(*(getattr(points, name)[kept] for name in Front.__slots__))
+            # usual: two variants that both answer two tasks can share these in two ways
+            order = np.lexsort((-points.score, points.cost))
+            cost, score = points.cost[order], points.score[order]
+        kept = np.ones(len(order), dtype=np.bool_)
+        kept[1:] = score[1:] > np.maximum.accumulate(score)[:-1]
+        is_repeated = (cost[1:] == cost[:-1]) & (score[1:] == score[:-1])
+        for first in np.flatnonzero(kept[:-1] & is_repeated).tolist():
+            last = first + 1
+            while last < len(is_repeated) and is_repeated[last]:
+                last += 1
+            same = order[first : last + 1].tolist()
+            order[first] = min(same, key=lambda at: self._candidates.tie(self._pick(points, tasks, at)))
+        return Front(*(getattr(points, name)[order[kept]] for name in Front.__slots__))
 
 
 def _zeros(length: int) -> Front:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,65 +22,16 @@ from serving.data import TaskData
 from serving.drafts import Draft
 from serving.errors import ServingError
 from serving.networks.heads import keep_tasks
+from serving.plans import Plan, ratio_name, single_name
 from serving.progress import LeftOut, NetworkDone, Stage, StageBegan, Tell, tell_nobody
-from serving.pruning import Counts, Pruned, count, prune_network
+from serving.pruning import Criterion, Pruned, amounts, gone, prune_network
 from serving.records import Source, TaskSpec
-from serving.subsets import Subsets, subset_name, subsets_of
+from serving.subsets import subset_name, subsets_of
+from serving.tasks import weighted_sum
 from serving.training import Train, TrainJob, train_plainly
 
-RATIOS = tuple(step / 10 for step in range(10))  #: MTLsys, section 4.2: from 0 to 90 %
 PARENT = "parent"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Which variants are made, and how.
-
-    Attributes:
-        ratios: Pruning ratios, each in [0, 1).
-        subsets: See :data:`serving.subsets.Subsets`; of the multi-task system.
-        systems: From the multi-task network, from one network for each task trained alone, or both.
-        prune_for: ``"parent"``: the whole network is pruned once for each ratio, and heads are removed after it (the paper);
-            ``"tasks"``: heads are removed first, so that only what serves the tasks decides which channels go.
-        criterion: Which channels go first, see :func:`serving.pruning.prune_network`.
-        ratio_of: What a ratio is a share of, likewise.
-        round_to: Channels that are left come in multiples of this.
-        train_epochs: Before pruning; 0 keeps the parent as it is.
-        finetune_epochs: After pruning, of every variant, those of ratio 0 too.
-        batch_size: Samples of a step.
-        lr: Learning rate of Adam.
-        seed: Of all random numbers.
-    """
-
-    ratios: tuple[float, ...] = RATIOS
-    subsets: Subsets = "singles+all"
-    systems: Literal["multi", "single", "both"] = "multi"
-    prune_for: Literal["parent", "tasks"] = "parent"
-    criterion: str = "magnitude"
-    ratio_of: str = "channels"
-    round_to: int = 1
-    train_epochs: int = 10
-    finetune_epochs: int = 10
-    batch_size: int = 64
-    lr: float = 0.001
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        wrong = [ratio for ratio in self.ratios if not 0 <= ratio < 1]
-        if wrong or not self.ratios:
-            raise ServingError(f"expected pruning ratios from 0 up to 1, got {wrong or 'none'}")
-        if self.systems != "multi" and not self.train_epochs:
-            raise ServingError(
-                "the single-task system needs networks that were never trained for several tasks: hand in an untrained parent "
-                "and train_epochs > 0, or ask for the multi-task system alone"
-            )
-
-    def names(self, tasks: Sequence[str]) -> list[str]:
-        """Return the names of all variants that will be made for these tasks."""
-        multi = subsets_of(tasks, self.subsets) if self.systems != "single" else ()
-        single = [(task,) for task in tasks] if self.systems != "multi" else []
-        prefixes = [subset_name(subset, tasks) for subset in multi] + [_single_name(*subset) for subset in single]
-        return [f"{prefix}-{ratio_name(ratio)}" for ratio in sorted(set(self.ratios)) for prefix in prefixes]
+_NUM_SCORED = 512  # training samples by whose loss channels are scored, where the criterion asks for one
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -100,7 +51,7 @@ class _Whole:
     """The unpruned network of some tasks, and what it costs."""
 
     network: fx.GraphModule
-    counts: Counts
+    amounts: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -164,6 +115,8 @@ class _Maker:
         self._names = tuple(task.name for task in tasks)
         self._examples: tuple[Tensor, ...] = data.take(slice(0, 2)).inputs
         self._digest = data.digest()
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(plan.seed))
+        self._scored = data.take(order[:_NUM_SCORED])
         self.left_out: list[LeftOut] = []
 
     def leave_out(self, name: str, reason: str) -> None:
@@ -181,7 +134,7 @@ class _Maker:
         if plan.systems != "multi":
             for task in names:
                 alone, own = keep_tasks(network, (task,)), (task,)
-                found.append(_Parent(name=_single_name(task), network=alone, tasks=own, subsets=(own,), is_single=True))
+                found.append(_Parent(name=single_name(task), network=alone, tasks=own, subsets=(own,), is_single=True))
         return found
 
     def trained(self, parents: Sequence[_Parent]) -> list[_Parent]:
@@ -196,7 +149,8 @@ class _Maker:
                 del by_name[done.name]
                 continue
             self._tell(NetworkDone.of(Stage.TRAIN, done))
-            weights = hash_tensors(tensors_of(by_name[done.name].network).items())
+            network = by_name[done.name].network.eval()
+            weights = hash_tensors(tensors_of(network).items())
             by_name[done.name].trained = {"epochs": epochs, "loss": _finite(done.loss), "weights": weights}
         return list(by_name.values())
 
@@ -242,7 +196,7 @@ class _Maker:
 
     def _unpruned(self, parent: _Parent, subset: tuple[str, ...]) -> _Whole:
         network = parent.network if subset == parent.tasks else keep_tasks(parent.network, subset)
-        return _Whole(network=network, counts=count(network, self._examples))
+        return _Whole(network=network, amounts=amounts(network, self._examples))
 
     def _cuts(self, parent: _Parent, ratio: float, wholes: Mapping[tuple[str, ...], _Whole]) -> Iterator[_Cut]:
         """Yield the networks of a parent's subsets, pruned to a ratio."""
@@ -262,60 +216,39 @@ class _Maker:
                     source=source,
                     parent=parent.name,
                     ratio=ratio,
-                    achieved=_achieved(pruned.achieved.get("channels", 0.0), whole.counts, count(network, self._examples)),
-                    provenance=self._provenance(parent, subset),
+                    achieved=gone(whole.amounts, amounts(network, self._examples)),
+                    provenance=self._provenance(parent, subset, pruned),
                 ),
             )
 
     def _prune(self, network: fx.GraphModule, tasks: tuple[str, ...], ratio: float) -> Pruned:
-        if ratio == 0:
-            return Pruned(network=network, achieved={})
         plan = self._plan
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.seed)
-            return prune_network(
-                network,
-                self._examples,
-                ratio,
-                criterion=plan.criterion,
-                ratio_of=plan.ratio_of,
-                round_to=plan.round_to,
-            )
+        return prune_network(
+            network,
+            self._examples,
+            ratio,
+            criterion=plan.criterion,
+            ratio_of=plan.ratio_of,
+            round_to=plan.round_to,
+            loss=partial(self._loss, self._specs(tasks)) if plan.criterion == Criterion.TAYLOR else None,
+        )
 
-    def _provenance(self, parent: _Parent, subset: tuple[str, ...]) -> dict[str, Any]:
+    def _loss(self, tasks: tuple[TaskSpec, ...], network: nn.Module) -> Tensor:
+        """Return the loss by whose gradients a criterion tells what channels are worth."""
+        return weighted_sum(tasks, network(*self._scored.inputs), self._scored.labels).mean()
+
+    def _provenance(self, parent: _Parent, subset: tuple[str, ...], pruned: Pruned) -> dict[str, Any]:
         """Return how a variant is made: what the plan says, on which data, out of which weights."""
         plan = self._plan
         pruning = {"criterion": plan.criterion, "ratio_of": plan.ratio_of, "for": plan.prune_for, "round_to": plan.round_to}
         return {
             "made_from": {"name": parent.name, **parent.trained},
-            "pruning": pruning,
+            "pruning": {**pruning, "kept": list(pruned.kept)},
             "training": {"optimizer": "Adam", "lr": plan.lr, "batch_size": plan.batch_size, "seed": plan.seed},
             "loss_weights": {task.name: task.weight for task in self._specs(subset)},
             "data": {"samples": len(self._data), "digest": self._digest},
             "torch": str(torch.__version__),
         }
-
-
-def ratio_name(ratio: float) -> str:
-    """Return a ratio as part of a name.
-
-    >>> ratio_name(0.3), ratio_name(0.05), ratio_name(0.125)
-    ('p30', 'p05', 'p12.5')
-    """
-    percent = f"{100 * ratio:g}"
-    return f"p{percent.zfill(2)}"
-
-
-def _single_name(task: str) -> str:
-    return f"single-{task}"
-
-
-def _achieved(channels: float, whole: Counts, left: Counts) -> dict[str, float]:
-    return {
-        "channels": channels,
-        "parameters": 1 - left.num_parameters / max(whole.num_parameters, 1),
-        "flops": 1 - left.flops / max(whole.flops, 1),
-    }
 
 
 def _finite(value: float) -> float | None:

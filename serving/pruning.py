@@ -144,6 +144,19 @@ def count(network: nn.Module, examples: tuple[Tensor, ...]) -> Counts:
     )
 
 
+def amounts(network: nn.Module, examples: tuple[Tensor, ...]) -> dict[str, int]:
+    """Return how many channels (of all convolutions and linear layers), parameters and FLOPs a network has."""
+    counts = count(network, examples)
+    layers = [module for module in network.modules() if isinstance(module, _ConvNd | nn.Linear)]
+    channels = sum(layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features for layer in layers)
+    return {"channels": channels, "parameters": counts.num_parameters, "flops": counts.flops}
+
+
+def gone(whole: Mapping[str, int], left: Mapping[str, int]) -> dict[str, float]:
+    """Return what share of each amount has gone, from 0 to 1."""
+    return {name: 1 - left[name] / amount if amount else 0.0 for name, amount in whole.items()}
+
+
 class _Unfit(Exception):  # noqa: N818  it is no error of the caller's
     """Without some of its channels the network does not run."""
 
@@ -173,7 +186,7 @@ class _Pruner:
     @cached_property
     def whole(self) -> dict[str, int]:
         """What the unpruned network has."""
-        return _amounts(self.network, self.examples)
+        return amounts(self.network, self.examples)
 
     def at(self, ratio: float) -> Pruned:
         """Return a copy without that share of each layer's channels."""
@@ -184,8 +197,7 @@ class _Pruner:
                 self.kept = self.kept | {unfit.layer}
             else:
                 break
-        left = _amounts(pruned, self.examples)
-        achieved = {name: 1 - left[name] / amount if amount else 0.0 for name, amount in self.whole.items()}
+        achieved = gone(self.whole, amounts(pruned, self.examples))
         return Pruned(network=pruned, achieved=achieved, kept=tuple(sorted(self.kept)))
 
     def _pruned(self, ratio: float) -> fx.GraphModule:
@@ -308,10 +320,3 @@ def _ends(network: fx.GraphModule, start: fx.Node) -> Iterator[fx.Node]:
 def _shapes(network: nn.Module, examples: tuple[Tensor, ...]) -> dict[str, torch.Size]:
     with torch.no_grad():
         return {task: output.shape for task, output in network(*examples).items()}
-
-
-def _amounts(network: fx.GraphModule, examples: tuple[Tensor, ...]) -> dict[str, int]:
-    counts = count(network, examples)
-    layers = [module for module in network.modules() if isinstance(module, _ConvNd | nn.Linear)]
-    channels = sum(layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features for layer in layers)
-    return {"channels": channels, "parameters": counts.num_parameters, "flops": counts.flops}

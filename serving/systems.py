@@ -20,7 +20,7 @@ class System(StrEnum):
     C = "C"  #: variants of one task each, trained alone
 
     @property
-    def title(self) -> str:
+    def words(self) -> str:
         """For legends and tables."""
         return _TITLES[self]
 

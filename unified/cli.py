@@ -18,6 +18,7 @@ from unified.errors import InvalidSubmission, UnifiedError
 from unified.fuse_parsers import add_fuse, add_fuse_after_run, check_fuse_after_run, check_jobs_before_run, fuse_after_run
 from unified.merge_parser import add_merge
 from unified.queue_parsers import add_queue_commands
+from unified.serve_models_parser import add_serve_models
 from unified.sign_parsers import add_signing
 from unified.simulate_parser import add_simulate
 from unified.stack_parser import add_stack
@@ -69,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_merge(commands)
     add_stack(commands)
     add_variants(commands)
+    add_serve_models(commands)
     add_conversions(commands)
     add_queue_commands(commands)
     add_signing(commands)

@@ -25,7 +25,7 @@ exit codes:
 example:
   unified variants build parent.umodel --data data --out variants --ratios 0,0.3,0.6"""
 
-CRITERIA = ("magnitude", "taylor", "bn_scale", "random")
+CRITERIA = ("magnitude", "taylor", "batchnorm")
 RATIOS_OF = ("channels", "parameters", "flops")
 SYSTEMS = ("multi", "single", "both")
 

@@ -35,7 +35,7 @@ def read_inputs(entries: object, specs: Sequence[TensorSpec], raw: RawTensors, *
         raise bad_request("inputs", f"expected the inputs {', '.join(by_name)}; got {given}")
     rows = _rows(inputs, specs)
     if rows > max_rows:
-        raise too_large(f"expected at most {max_rows} rows in one request, got {shown(rows)}; send several")
+        raise too_large("too_many_rows", f"expected at most {max_rows} rows in one request, got {shown(rows)}; send several")
     tensors = {name: _tensor(entry, by_name[name], rows, raw) for name, entry in inputs.items()}
     raw.check_all_taken()
     return tuple(tensors[spec.name] for spec in specs)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import secrets
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from starlette.responses import Response
 
 from serving.runtime.requests import RefusalKind, Refused
+
+_log = logging.getLogger(__name__)
 
 STATUSES: Mapping[RefusalKind, int] = MappingProxyType(
     {
@@ -38,9 +42,9 @@ def not_found(code: str, message: str) -> Refused:
     return Refused(RefusalKind.NOT_FOUND, code, message)
 
 
-def too_large(message: str) -> Refused:
+def too_large(code: str, message: str) -> Refused:
     """Return the refusal of a request that is over a limit."""
-    return Refused(RefusalKind.TOO_LARGE, "too_large", message)
+    return Refused(RefusalKind.TOO_LARGE, code, message)
 
 
 def error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -55,9 +59,14 @@ def refusal_response(refused: Refused) -> Response:
     if status == 503:
         seconds = _RETRY_SECONDS if refused.retry_after is None else refused.retry_after
         headers["Retry-After"] = str(max(1, math.ceil(seconds)))
-    if refused.kind is RefusalKind.DRAINING:
-        headers["Connection"] = "close"
     return error_response(status, refused.code, refused.message, headers)
+
+
+def internal_error() -> Response:
+    """Return the answer to what is our fault, and log the exception that is being handled under the id in the answer."""
+    key = secrets.token_hex(4)
+    _log.exception("internal error %s", key)
+    return error_response(500, "internal", f"something went wrong here; the server's log says what, under {key}")
 
 
 def shown(value: object) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from serving.queries import Decision, Mishit, Offer
 from serving.records import Family
-from serving.runtime.admission import find_version, has_far_values
+from serving.runtime.admission import blame_values, find_version
 from serving.runtime.batching import QueueFull, order_of
 from serving.runtime.deployment import Deployment, Unusable
 from serving.runtime.executor import Call, Executor, Finished
@@ -111,7 +111,7 @@ class Answering:
     def deliver(self, finished: Finished) -> None:
         """Hand out what became of the calls of a batch."""
         for call, result in zip(finished.calls, finished.ran, strict=True):
-            self._deployment.release(call.timed.id)
+            self._deployment.release(call.variant)
             if not call.done.done():  # its client may have gone
                 call.done.set_result(result)
 
@@ -121,6 +121,7 @@ class Answering:
             call = Call(
                 key=(servable.id, *((tensor.dtype, tensor.shape[1:]) for tensor in plan.request.inputs)),
                 timed=servable,
+                variant=servable.id,
                 rows=plan.rows,
                 arrived=time.monotonic(),
                 deadline=deadline,
@@ -134,7 +135,7 @@ class Answering:
                 return call, ran.outputs
             if not isinstance(ran.error, torch.OutOfMemoryError):
                 raise _refusal(servable, plan, ran.error)
-            self._deployment.make_room()
+            self._deployment.make_room(servable.id)
         self._deployment.quarantine(servable, "the device has no memory to run it, even after others have left")
         raise Unusable(f"variant {servable.name!r} ({servable.id}): no memory on the device")
 
@@ -143,7 +144,7 @@ class Answering:
         try:
             self._executor.submit(call)
         except QueueFull:
-            self._deployment.release(call.timed.id)
+            self._deployment.release(call.variant)
             seconds = max(1, math.ceil(self._executor.wait_seconds(call.order)))
             raise Refused(
                 RefusalKind.BUSY,
@@ -155,7 +156,7 @@ class Answering:
             return await call.done
         except asyncio.CancelledError:
             if self._executor.discard(call):
-                self._deployment.release(call.timed.id)
+                self._deployment.release(call.variant)
             raise
 
 
@@ -186,12 +187,10 @@ _REASONS = {
 
 
 def _refusal(servable: Servable, plan: Plan, error: Exception | None) -> Refused:
-    if isinstance(error, NotFinite) and has_far_values(plan.request.inputs, servable.example):
-        return Refused(
-            RefusalKind.BAD_REQUEST,
-            "overflow",
-            f"{error}: the input has values far beyond those that variant {servable.name!r} was made for",
-        )
+    if isinstance(error, NotFinite):
+        problem = blame_values(plan.family, plan.request.inputs, servable.example)
+        if problem is not None:
+            return Refused(RefusalKind.BAD_REQUEST, "bad_values", problem)
     if isinstance(error, IndexError):
         return Refused(RefusalKind.BAD_REQUEST, "out_of_range", f"an input value is outside the network's range: {error}")
     return error if isinstance(error, Refused) else internal_refusal(f"variant {servable.name!r} failed on this input", error)

@@ -7,8 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 
-import torch
-
 from serving.errors import ServingError
 from serving.runtime.events import Event, Quarantined
 from serving.runtime.loading import Loader
@@ -92,13 +90,13 @@ class Deployment:
         self.residency.use(servable.id)
         try:
             return self.residency.find(servable.id) or await self._loader.load(servable)
-        except (ServingError, torch.OutOfMemoryError) as error:
-            self.release(servable.id)
-            self.quarantine(servable, str(error))
-            raise Unusable(f"variant {servable.name!r} ({servable.id}): {error}") from error
-        except BaseException:
+        except asyncio.CancelledError:
             self.release(servable.id)
             raise
+        except Exception as error:  # whatever a load raises, it will raise again
+            self.release(servable.id)
+            self.quarantine(servable, str(error) or repr(error))
+            raise Unusable(f"variant {servable.name!r} ({servable.id}): {error}") from error
 
     def release(self, variant: str) -> None:
         """End what :meth:`acquire` began."""
@@ -107,10 +105,11 @@ class Deployment:
                 self._loader.forget(variant)
             self._loader.released()
 
-    def make_room(self) -> None:
-        """Let all leave that nobody uses."""
-        for variant in self.residency.evictable():
-            self._loader.evict(variant)
+    def make_room(self, variant: str) -> None:
+        """Let all leave that nobody uses, but not this one."""
+        for other in self.residency.evictable():
+            if other != variant:
+                self._loader.evict(other)
 
     def quarantine(self, servable: Servable, problem: str) -> None:
         """Serve a variant no more until the store changes."""
@@ -144,7 +143,7 @@ class Deployment:
         self.residency.use(servable.id)
         try:
             await self._loader.load(servable)
-        except (ServingError, torch.OutOfMemoryError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever a load raises, it will raise again
             _log.error("variant %s (%s) is not served: %s", servable.name, servable.id, error)
             return snapshot.without(servable.id)
         finally:

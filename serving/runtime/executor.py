@@ -13,7 +13,6 @@ from torch import nn
 
 from serving.runtime.batching import Batcher, Waiting
 from serving.runtime.running import Inputs, Ran, run_batch
-from serving.runtime.snapshot import Servable
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -21,7 +20,7 @@ class Call(Waiting):
     """A call with what it takes to run it.
 
     Attributes:
-        timed: The variant.
+        variant: Id.
         module: Of the variant, on the device for as long as the call is not done.
         inputs: On the CPU, rows first.
         done: Gets what became of it.
@@ -29,7 +28,7 @@ class Call(Waiting):
         batch_rows: Samples of its batch.
     """
 
-    timed: Servable
+    variant: str
     module: nn.Module
     inputs: Inputs
     done: asyncio.Future[Ran]
@@ -112,7 +111,6 @@ class Executor:
     def _next(self) -> list[Call]:
         """Wait for the next batch; return none when it is time to stop."""
         with self._changed:
-            self._batcher.finished()
             while not self._is_stopping:
                 calls = self._batcher.take(time.monotonic())
                 if calls:
@@ -130,6 +128,8 @@ class Executor:
             ran = run_batch(calls[0].module, [call.inputs for call in calls], self._device)
         except torch.OutOfMemoryError as error:
             ran = [Ran(error=error)] * len(calls)
+        with self._changed:  # before anybody hears of it and asks how long the device is busy
+            self._batcher.finished()
         finished = Finished(calls=calls, ran=ran, seconds=time.monotonic() - started)
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._deliver, finished)

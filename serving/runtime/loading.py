@@ -34,6 +34,7 @@ class Loader:
         self._load = load
         self._residency = residency
         self._device = device
+        self._read: set[str] = set()
         self._host = HostCache(host_cache_bytes if device.type != "cpu" else 0)
         self._tell = tell
         self._tasks: dict[str, asyncio.Task[Resident]] = {}
@@ -45,8 +46,8 @@ class Loader:
 
     @property
     def warm(self) -> frozenset[str]:
-        """Ids of the variants that host memory holds."""
-        return self._host.ids
+        """Ids of the variants that load from memory: their files lie in the page cache, or their networks in the host's."""
+        return frozenset(self._read) if self._device.type == "cpu" else self._host.ids
 
     async def load(self, servable: Servable) -> Resident:
         """Return a variant that is in use, as soon as it is on the device.
@@ -102,16 +103,17 @@ class Loader:
             await self._unused.wait()
 
     async def _bring_now(self, servable: Servable) -> Resident:
-        warm = self._host.take(servable.id)
+        is_warm = servable.id in self.warm
         started = time.monotonic()
-        self._residency.expect(servable.id, servable.num_bytes, started + servable.load_seconds(warm=warm is not None))
+        self._residency.expect(servable.id, servable.num_bytes, started + servable.load_seconds(warm=is_warm))
         resident = None
         try:
-            module = await self._to_device(servable, warm)
+            module = await self._to_device(servable, self._host.take(servable.id))
             resident = Resident(servable=servable, module=module)
         finally:
+            self._read.add(servable.id)
             self._residency.arrived(servable.id, resident)
-        self._tell(Loaded(variant=servable.id, seconds=time.monotonic() - started, warm=warm is not None))
+        self._tell(Loaded(variant=servable.id, seconds=time.monotonic() - started, warm=is_warm))
         return resident
 
     async def _to_device(self, servable: Servable, warm: nn.Module | None) -> nn.Module:

@@ -249,6 +249,7 @@ class Service:
     async def _answer(self, request: InferRequest, family: Family, rows: int) -> InferAnswer:
         if self._phase is Phase.STOPPED:
             raise Refused(RefusalKind.DRAINING, "draining", "the service is stopping; ask another one", retry_after=1)
+        problem: Unusable | None = None
         for _ in range(_ATTEMPTS):
             plan = self._answering.decide(request, family, rows)
             if isinstance(plan, Mishit):
@@ -276,7 +277,7 @@ class Service:
         self._answering.deliver(finished)
         first = finished.calls[0]
         self._tell(
-            BatchRun(variant=first.timed.id, rows=first.batch_rows, requests=len(finished.calls), seconds=finished.seconds)
+            BatchRun(variant=first.variant, rows=first.batch_rows, requests=len(finished.calls), seconds=finished.seconds)
         )
 
     def _tell(self, event: Event) -> None:

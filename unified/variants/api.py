@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fusion.merging.merged import MergedNetwork
 from serving.building import Built, build_family
 from serving.drafts import Draft
-from serving.generation import RATIOS, Plan
+from serving.plans import RATIOS, Plan
 from serving.progress import Tell, tell_nobody
 from serving.records import check_name
 from serving.sources import from_fused, from_merged
@@ -72,7 +72,7 @@ def build_variants(  # noqa: PLR0913 - all but three by name
         stacking: Whether networks of one architecture may train as one, which rounds otherwise.
         trust: Accept a model file that runs code when it is loaded.
         progress: Called with events of :mod:`serving.progress`.
-        **settings: See :class:`serving.generation.Plan`: ``criterion``, ``ratio_of``, ``prune_for``, ``round_to``,
+        **settings: See :class:`serving.plans.Plan`: ``criterion``, ``ratio_of``, ``prune_for``, ``round_to``,
             ``batch_size``, ``lr``, ``seed``.
 
     Returns:
@@ -110,7 +110,7 @@ def build_variants(  # noqa: PLR0913 - all but three by name
         as_it_is=_as_it_is(found, train.inputs[0][:1], subsets),
         validation=held_out,
         weights=weights,
-        inputs=found.inputs,
+        inputs=found.names,
         train=EngineTraining(slots=slots, threads=threads, device=device, stacking=stacking),
         tell=progress,
     )

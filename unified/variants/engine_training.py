@@ -12,6 +12,7 @@ import torch
 
 from serving.training import Trained, TrainJob
 from unified.engine import Engine
+from unified.errors import InvalidSubmission
 from unified.events import Event
 from unified.job import JobSpec
 from unified.job_state import JobState
@@ -52,7 +53,8 @@ class EngineTraining:
         by_name = {job.name: job for job in trained}
         with tempfile.TemporaryDirectory(prefix="unified-variants-") as folder, self._engine() as engine:
             files = _write_data(trained, Path(folder))
-            engine.submit_all([self._spec(job, files[id(job.data)]) for job in trained])
+            specs = {job.name: self._spec(job, files[id(job.data)]) for job in trained}
+            yield from _submit(engine, specs)
             for result in engine.run():
                 yield _trained(by_name[result.name], result)
 
@@ -83,6 +85,22 @@ def _write_data(jobs: Sequence[TrainJob], folder: Path) -> dict[int, Path]:
             path = files[id(job.data)] = folder / f"{len(files)}.safetensors"
             write_tensors(path, tensors_of(job.data), torch.ones(len(job.data)), {})
     return files
+
+
+def _submit(engine: Engine, specs: dict[str, JobSpec]) -> Iterator[Trained]:
+    """Hand all jobs in; those that the engine refuses are told, and the others handed in without them."""
+    while specs:
+        try:
+            engine.submit_all(list(specs.values()))
+        except InvalidSubmission as error:
+            refused = {problem.job: problem for problem in error.problems if problem.job in specs}
+            if not refused:
+                raise
+            for name, problem in refused.items():
+                del specs[name]
+                yield Trained(name=name, problem=str(problem))
+        else:
+            return
 
 
 def _trained(job: TrainJob, result: Result) -> Trained:

@@ -1,0 +1,26 @@
+"""What leads to this machine and to no other: addresses to listen on, and hosts that a request names."""
+
+from __future__ import annotations
+
+import ipaddress
+
+
+def is_loopback_host(host: str) -> bool:
+    """Return whether a ``Host`` header, with or without a port, names this machine as itself.
+
+    >>> [is_loopback_host(host) for host in ("127.0.0.1:80", "localhost", "[::1]:80", "example.org", "127.0.0.1.nip.io")]
+    [True, True, True, False, False]
+    """
+    name, colon, port = host.rpartition(":")
+    if not colon or not port.isdecimal():
+        name = host
+    name = name.lower().removesuffix(".")
+    return name == "localhost" or is_loopback_address(name.removeprefix("[").removesuffix("]"))
+
+
+def is_loopback_address(address: str) -> bool:
+    """Return whether ``address`` is an IP address that leads to this machine alone."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
