@@ -139,7 +139,9 @@ def name_of(target: Any) -> str:
     if isinstance(target, OpOverload):
         name = f"{target.namespace}.{target._schema.name.split('::')[1]}.{target._overloadname}"
         if target._schema.is_mutable:
-            raise ValueError(f"a stored network may not use {name!r}, which writes into a tensor: take torch.where or torch.cat")
+            raise ValueError(
+                f"a stored network may not use {name!r}, which writes into a tensor: take torch.where or torch.cat"
+            )
         resolve(name)
         return name
     if target in _SPELLINGS:

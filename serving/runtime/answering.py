@@ -69,7 +69,7 @@ class Answering:
         now = time.monotonic()
         deadline = request.received + query.limit_ms / 1e3
         wait = self._executor.wait_seconds(order_of(query.priority, deadline, now))
-        state = State(load_ms=self._deployment.load_ms(table), wait_ms=(now - request.received + wait) * 1e3)
+        state = self._deployment.state(table).waiting((now - request.received + wait) * 1e3)
         if request.version is not None:
             servable = find_version(snapshot, request)
             decision = Decision(offer=_offer_of(servable, table, request, state, rows))

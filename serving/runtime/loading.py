@@ -34,7 +34,7 @@ class Loader:
         self._load = load
         self._residency = residency
         self._device = device
-        self._read: set[str] = set()
+        self._read: frozenset[str] = frozenset()
         self._host = HostCache(host_cache_bytes if device.type != "cpu" else 0)
         self._tell = tell
         self._tasks: dict[str, asyncio.Task[Resident]] = {}
@@ -47,7 +47,7 @@ class Loader:
     @property
     def warm(self) -> frozenset[str]:
         """Ids of the variants that load from memory: their files lie in the page cache, or their networks in the host's."""
-        return frozenset(self._read) if self._device.type == "cpu" else self._host.ids
+        return self._read if self._device.type == "cpu" else self._host.ids
 
     async def load(self, servable: Servable) -> Resident:
         """Return a variant that is in use, as soon as it is on the device.
@@ -111,7 +111,7 @@ class Loader:
             module = await self._to_device(servable, self._host.take(servable.id))
             resident = Resident(servable=servable, module=module)
         finally:
-            self._read.add(servable.id)
+            self._read |= {servable.id}
             self._residency.arrived(servable.id, resident)
         self._tell(Loaded(variant=servable.id, seconds=time.monotonic() - started, warm=is_warm))
         return resident

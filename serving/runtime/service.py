@@ -259,6 +259,7 @@ class Service:
                 answer = await self._answering.run(plan)
             except Unusable as unusable:
                 problem = unusable
+                await self._refresh_quietly()  # it may be gone because the store has changed
             else:
                 if answer.mishit is not None:
                     self._log_mishit(request, answer.mishit, rows)
@@ -287,12 +288,15 @@ class Service:
     async def _refresh_often(self) -> None:
         while True:
             await asyncio.sleep(self.options.refresh_seconds)
-            try:
-                await self.refresh()
-            except ServingError as error:
-                _log.error("the changed store is not served: %s", error)
-            except Exception:  # noqa: BLE001 - it is tried again, and what is served stays as it is
-                _log.exception("the store cannot be read again")
+            await self._refresh_quietly()
+
+    async def _refresh_quietly(self) -> None:
+        try:
+            await self.refresh()
+        except ServingError as error:
+            _log.error("the changed store is not served: %s", error)
+        except Exception:  # noqa: BLE001 - it is tried again, and what is served stays as it is
+            _log.exception("the store cannot be read again")
 
 
 def _answered(answer: InferAnswer, ended: Callable[..., RequestEnded]) -> RequestEnded:

@@ -404,6 +404,32 @@ def test_what_was_decided_before_a_swap_ends_on_the_old_variant():
     run(scenario)
 
 
+def test_a_store_in_the_middle_of_a_change_is_not_served():
+    async def scenario() -> None:
+        models = Memory([BIG])
+        async with service(models) as serving:
+            await serving.answer(ask())
+            models.put([Made(id="k", tasks=("kind",))])  # what answers the other task is not profiled yet
+            assert not await serving.refresh()
+            assert (await serving.answer(ask())).version == "big"
+            models.put([Made(id="k", tasks=("kind",)), Made(id="new")])
+            assert await serving.refresh()
+            assert (await serving.answer(ask())).version == "new"
+
+    run(scenario)
+
+
+def test_a_variant_that_is_gone_from_the_store_is_replaced_by_what_came_for_it():
+    async def scenario() -> None:
+        models = Memory([BIG])
+        async with service(models) as serving:
+            models.put([SMALL])
+            models.broken.add("big")
+            assert (await serving.answer(ask())).version == "small"
+
+    run(scenario)
+
+
 def test_the_service_notices_by_itself_that_the_store_has_changed():
     async def scenario() -> None:
         models = Memory([SMALL])
