@@ -207,7 +207,7 @@ class Service:
             self._watch.cancel()
         waited = self._executor.stop()
         stopping = Refused(RefusalKind.DRAINING, "stopped", "the service has stopped; ask another one")
-        self._answering.deliver(Finished(calls=waited, ran=[Ran(error=stopping)] * len(waited), seconds=0.0))
+        self._answering.deliver(Finished(calls=waited, ran=[Ran(error=stopping)] * len(waited)))
         self._deployment.close()
         if self._mishit_log is not None:
             self._mishit_log.close()
@@ -277,9 +277,7 @@ class Service:
     def _deliver(self, finished: Finished) -> None:
         self._answering.deliver(finished)
         first = finished.calls[0]
-        self._tell(
-            BatchRun(variant=first.variant, rows=first.batch_rows, requests=len(finished.calls), seconds=finished.seconds)
-        )
+        self._tell(BatchRun(variant=first.variant, rows=first.batch_rows, requests=len(finished.calls), seconds=first.seconds))
 
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:
