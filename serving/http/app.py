@@ -52,7 +52,7 @@ def make_app(
     infer = InferRoute(
         service, Bodies(max_bytes=max_body_bytes), latency_ms=latency_ms, max_rows=max_rows, count=metrics.count_response
     )
-    app = FastAPI(title="unified", version=version, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="unified", version=version, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     _add_health(app, service)
     _add_models(app, service)
     _add_ours(app, service, metrics)
