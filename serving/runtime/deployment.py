@@ -156,6 +156,7 @@ class Deployment:
             return snapshot.without(servable.id)
         finally:
             self.residency.release(servable.id)
+            self._loader.released()
         return snapshot
 
 

@@ -88,8 +88,10 @@ class Loader:
         async with self._turn:
             resident = self._residency.find(servable.id)
             if resident is None:
+                is_warm = servable.id in self.warm
+                network = self._host.take(servable.id)  # before what leaves the device for it takes its place
                 await self._make_room(servable.num_bytes)
-                resident = await self._bring_now(servable)
+                resident = await self._bring_now(servable, network, is_warm=is_warm)
             return resident
 
     async def _make_room(self, num_bytes: int) -> None:
@@ -102,13 +104,12 @@ class Loader:
             self._unused.clear()
             await self._unused.wait()
 
-    async def _bring_now(self, servable: Servable) -> Resident:
-        is_warm = servable.id in self.warm
+    async def _bring_now(self, servable: Servable, network: nn.Module | None, *, is_warm: bool) -> Resident:
         started = time.monotonic()
         self._residency.expect(servable.id, servable.num_bytes, started + servable.load_seconds(warm=is_warm))
         resident = None
         try:
-            module = await self._to_device(servable, self._host.take(servable.id))
+            module = await self._to_device(servable, network)
             resident = Resident(servable=servable, module=module)
         finally:
             self._read |= {servable.id}
@@ -116,9 +117,9 @@ class Loader:
         self._tell(Loaded(variant=servable.id, seconds=time.monotonic() - started, warm=is_warm))
         return resident
 
-    async def _to_device(self, servable: Servable, warm: nn.Module | None) -> nn.Module:
+    async def _to_device(self, servable: Servable, network: nn.Module | None) -> nn.Module:
         def work() -> nn.Module:
-            module = (self._load(servable.id) if warm is None else warm).to(self._device)
+            module = (self._load(servable.id) if network is None else network).to(self._device)
             _try_out(module, servable, self._device)
             return module
 
