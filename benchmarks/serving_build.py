@@ -80,7 +80,7 @@ def build_apart(recipe: Recipe, folder: Path, say: Say) -> dict[str, Any]:
     found: dict[str, Any] = {"parent_seconds": _run([*_CHILD, str(folder), "parent"], folder / "apart.log"), "seconds": {}}
     for tasks in ("+".join(OUTPUTS), *OUTPUTS):
         for ratio in recipe.ratios:
-            name = f"{tasks}-p{100 * ratio:02.0f}"
+            name = f"{'_'.join(tasks.split('+'))}-p{100 * ratio:02.0f}"
             seconds = _run([*_CHILD, str(folder), "variant", name, tasks, str(ratio)], folder / "apart.log")
             found["seconds"][name] = seconds
             say(f"apart: {name} {seconds:.1f} s")

@@ -30,7 +30,7 @@ from serving.data import TaskData
 OUTPUTS: Mapping[str, int] = {"tops": 1, "shoe": 2, "first": 10}
 SHOES, TOPS = (5, 7, 9), (0, 2, 4, 6)
 NUM_PANELS = {"train": 8000, "validation": 2000, "test": 2000}
-WIDTHS = (24, 48, 96)
+WIDTHS = (16, 32, 64)
 HIDDEN = 64
 
 

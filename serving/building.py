@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def build_family(  # noqa: PLR0913 - all but three by name
     """
     examples = data.take(slice(0, NUM_EXAMPLES)).inputs
     network = read_network(parent, examples, label=name)
-    family = describe_family(name, network, data, weights=weights, inputs=inputs)
+    family = describe_family(name, network, data, weights=weights, inputs=inputs or argument_names(parent))
     drafts = [] if as_it_is is None else list(as_it_is(network))
     planned = [] if plan is None else plan.names(family.task_names)
     store, family = open_store(path, family, [*(draft.name for draft in drafts), *planned])
@@ -109,13 +110,22 @@ def describe_family(
     unknown = sorted((weights or {}).keys() - outputs.keys())
     if unknown:
         raise ServingError(f"weights of {', '.join(unknown)}, which the network does not answer; it has {', '.join(outputs)}")
-    names = inputs or [node.target for node in network.graph.nodes if node.op == "placeholder"]
+    names = list(inputs or ())[: len(examples)]
+    if len(names) < len(examples):
+        names = [f"input_{place}" for place in range(len(examples))]
     known = {dtype: oip for oip, dtype in DTYPES.items()}
     specs = []
     for label, tensor in zip(names, examples, strict=True):
         dtype = str(tensor.dtype).removeprefix("torch.")
         specs.append(TensorSpec(name=str(label), dtype=known.get(dtype, dtype), shape=tuple(tensor.shape[1:])))
     return Family(name=name, inputs=tuple(specs), tasks=tuple(describe_tasks(outputs, data, weights)))
+
+
+def argument_names(module: nn.Module) -> tuple[str, ...] | None:
+    """Return the names of what a module's ``forward`` takes by position; None if it takes whatever comes."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    found = [name for name, parameter in inspect.signature(module.forward).parameters.items() if parameter.kind in kinds]
+    return tuple(found) or None
 
 
 def open_store(path: Path | str, family: Family, names: Iterable[str]) -> tuple[VariantStore, Family]:

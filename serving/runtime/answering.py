@@ -14,7 +14,7 @@ from torch import Tensor
 
 from serving.queries import Decision, Mishit, Offer
 from serving.records import Family
-from serving.runtime.admission import find_version, has_far_values
+from serving.runtime.admission import blame_values, find_version
 from serving.runtime.batching import QueueFull, order_of
 from serving.runtime.deployment import Deployment, Unusable
 from serving.runtime.executor import Call, Executor, Finished
@@ -187,12 +187,10 @@ _REASONS = {
 
 
 def _refusal(servable: Servable, plan: Plan, error: Exception | None) -> Refused:
-    if isinstance(error, NotFinite) and has_far_values(plan.request.inputs, servable.example):
-        return Refused(
-            RefusalKind.BAD_REQUEST,
-            "overflow",
-            f"{error}: the input has values far beyond those that variant {servable.name!r} was made for",
-        )
+    if isinstance(error, NotFinite):
+        problem = blame_values(plan.family, plan.request.inputs, servable.example)
+        if problem is not None:
+            return Refused(RefusalKind.BAD_REQUEST, "bad_values", problem)
     if isinstance(error, IndexError):
         return Refused(RefusalKind.BAD_REQUEST, "out_of_range", f"an input value is outside the network's range: {error}")
     return error if isinstance(error, Refused) else internal_refusal(f"variant {servable.name!r} failed on this input", error)

@@ -110,7 +110,7 @@ def build_variants(  # noqa: PLR0913 - all but three by name
         as_it_is=_as_it_is(found, train.inputs[0][:1], subsets),
         validation=held_out,
         weights=weights,
-        inputs=found.inputs,
+        inputs=found.names,
         train=EngineTraining(slots=slots, threads=threads, device=device, stacking=stacking),
         tell=progress,
     )

@@ -16,11 +16,14 @@ from fusion.merging import saving as merged_files
 from fusion.merging.errors import MergeError
 from fusion.merging.merged import MergedNetwork
 from fusion.timer import evaluating
+from serving.building import argument_names
 from unified.admission import ModelForm
 from unified.errors import UnifiedError
-from unified.fusing.examples import ModelSource, example_of_data, find_model, umodel_example
+from unified.fusing.examples import example_of_data, find_model, umodel_example
 from unified.random_state import preserved_random_state
 from unified.submission.models import load_model, recognise
+from unified.submission.umodel_format import InputRecord
+from unified.submission.umodel_read import read_manifest
 
 _MERGED, _FUSED_STEPS, _UMODEL = "merged", "tree.json", "model.umodel"
 NUM_EXAMPLES = 2
@@ -44,6 +47,7 @@ class Parent:
         kind: Where it comes from.
         module: Gives ``{task: tensor}``.
         inputs: Names of its inputs if it takes them by name, else None.
+        names: What clients may call its inputs, None if nobody has named them.
         tasks: Names of its outputs.
         merged: The network that ``module`` was cut from, if it was merged.
     """
@@ -53,6 +57,7 @@ class Parent:
     module: nn.Module
     inputs: tuple[str, ...] | None
     tasks: tuple[str, ...]
+    names: tuple[str, ...] | None = None
     merged: MergedNetwork | None = None
 
 
@@ -93,7 +98,10 @@ def read_parent(path: Path, *, trust: bool) -> Parent:
     ref = recognise(source.file, job=name, trust=trust, staged=False, architecture=source.architecture)
     module = load_model(ref, job=name)
     kind = ParentKind.FUSED if is_fused else ParentKind.NETWORK if path.is_file() else ParentKind.RESULT
-    return of_module(module, _example(source, ref.form), name=name, kind=kind)
+    is_umodel = ref.form is ModelForm.UMODEL
+    example = umodel_example(source.file, NUM_EXAMPLES) if is_umodel else example_of_data(source, NUM_EXAMPLES)
+    names = tuple(record.name for record in _by_position(source.file)) if is_umodel else None
+    return of_module(module, example, name=name, kind=kind, names=names)
 
 
 def of_merged(merged: MergedNetwork, name: str) -> Parent:
@@ -102,7 +110,14 @@ def of_merged(merged: MergedNetwork, name: str) -> Parent:
     return Parent(name=name, kind=ParentKind.MERGED, module=whole, inputs=None, tasks=merged.tasks, merged=merged)
 
 
-def of_module(module: nn.Module, example: Any, *, name: str, kind: ParentKind = ParentKind.NETWORK) -> Parent:
+def of_module(
+    module: nn.Module,
+    example: Any,
+    *,
+    name: str,
+    kind: ParentKind = ParentKind.NETWORK,
+    names: tuple[str, ...] | None = None,
+) -> Parent:
     """Return a module as a parent.
 
     Args:
@@ -110,13 +125,14 @@ def of_module(module: nn.Module, example: Any, *, name: str, kind: ParentKind = 
         example: A few samples: a tensor, several in a tuple, or by name.
         name: Of the family.
         kind: Where it comes from.
+        names: What clients may call its inputs; by default what its ``forward`` calls them.
 
     Raises:
         UnifiedError: If it does not take the samples, or does not answer tasks by name.
     """
-    names = tuple(example) if isinstance(example, Mapping) else None
+    by_name = tuple(example) if isinstance(example, Mapping) else None
     inputs = tuple(example.values()) if isinstance(example, Mapping) else (example,) if isinstance(example, Tensor) else example
-    called = module if names is None else ByPosition(module, names)
+    called = module if by_name is None else ByPosition(module, by_name)
     with torch.no_grad(), preserved_random_state(), evaluating(module):
         try:
             output = called(*inputs)
@@ -128,11 +144,12 @@ def of_module(module: nn.Module, example: Any, *, name: str, kind: ParentKind = 
             f"{name}: expected a network that returns a dict with a tensor for each task, got a {type(output).__name__}; "
             "return {'task': output, …} from its forward"
         )
-    return Parent(name=name, kind=kind, module=called, inputs=names, tasks=tuple(map(str, output)))
+    names = by_name or names or argument_names(module)
+    return Parent(name=name, kind=kind, module=called, inputs=by_name, tasks=tuple(map(str, output)), names=names)
 
 
-def _example(source: ModelSource, form: ModelForm) -> Any:
-    return umodel_example(source.file, NUM_EXAMPLES) if form is ModelForm.UMODEL else example_of_data(source, NUM_EXAMPLES)
+def _by_position(path: Path) -> list[InputRecord]:
+    return sorted(read_manifest(path).inputs, key=lambda record: record.position or 0)
 
 
 def _family_name(path: Path) -> str:
