@@ -157,7 +157,7 @@ def subsets(text: str) -> str | tuple[tuple[str, ...], ...]:
     """Return ``"singles+all"`` or ``"all"``, or subsets of tasks: commas within, semicolons between them."""
     if text in ("singles+all", "all"):
         return text
-    return tuple(dict.fromkeys(names(part) for part in text.split(";") if part.strip())) or (names(text),)
+    return tuple(dict.fromkeys(names(part) for part in text.split(";")))
 
 
 def weights(text: str) -> dict[str, float]:
