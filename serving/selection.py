@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -34,6 +34,10 @@ class State:
 
     load_ms: Floats
     wait_ms: float = 0.0
+
+    def waiting(self, wait_ms: float) -> State:
+        """Return this with another wait."""
+        return replace(self, wait_ms=wait_ms)
 
     @classmethod
     def all_resident(cls, table: Table) -> Self:
