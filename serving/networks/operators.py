@@ -21,7 +21,7 @@ from torch.nn import functional as F
 _WEIGHTED = """
     conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d linear addmm addmv addbmm baddbmm mm mv
     bmm matmul dot outer einsum bilinear embedding one_hot scaled_dot_product_attention gru lstm rnn_tanh rnn_relu gru_cell
-    lstm_cell rnn_tanh_cell rnn_relu_cell
+    lstm_cell rnn_tanh_cell rnn_relu_cell _weight_norm
 """
 _NORMS = """
     batch_norm layer_norm group_norm instance_norm rms_norm norm linalg_vector_norm cosine_similarity
