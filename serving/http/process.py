@@ -21,6 +21,7 @@ from serving.runtime.service import Service
 EXIT_DONE, EXIT_LOST, EXIT_INTERRUPTED = 0, 1, 130
 
 _ECHO_SECONDS = 0.5  #: a signal to a process group and one passed on by its leader are one signal
+_LINGER_SECONDS = 0.5  #: after the last answer: who is just asking on an open connection is refused, not cut off
 _CLOSE_SECONDS = 3  #: for answers to get through when everything is done
 
 
@@ -99,6 +100,7 @@ async def _serve(
         await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
         say("draining")
         lost = await service.drain(options.drain_seconds)
+        await asyncio.sleep(_LINGER_SECONDS)
     finally:
         stopping.cancel()
         server.should_exit = True
