@@ -100,7 +100,7 @@ class Stages:
 
     def select(self, _: Say) -> dict[str, Any]:
         """Time selection."""
-        return measure_select(1000) | {"lookup_us": {str(n): measure_select(n)["median_ms"] * 1e3 for n in (10, 100, 1000)}}
+        return measure_select(1000)
 
     def mishits(self, say: Say) -> dict[str, Any]:
         """Plan the mishits of the three systems, for all tasks together and for each."""

@@ -113,10 +113,11 @@ def time_inference(
     max_seconds: float,
     tick: Tick | None = None,
     clock: Clock = time.perf_counter,
-) -> dict[str, tuple[Latency, ...]]:
+) -> tuple[dict[str, tuple[Latency, ...]], Latency]:
     """Measure warm inference of networks, which take turns with all batch sizes: a slow spell meets all alike.
 
-    A run copies the inputs to the device, calls the network and has the outputs in host memory at its end.
+    The reference takes turns with them and comes second. A run copies the inputs to the device, calls the network and has the
+    outputs in host memory at its end.
 
     Args:
         networks: By any name, in eval mode, on the device.
@@ -133,6 +134,7 @@ def time_inference(
         for network in networks.values():
             for rows in batches:
                 yield _run(network, inputs[rows], device)
+        yield _whole(reference_work(device))
 
     def ticking(run: StagedRun) -> StagedRun:
         def wrapped(marks: Marks) -> None:
@@ -155,7 +157,8 @@ def time_inference(
         clock=clock,
     )
     found = iter(measured)
-    return {name: tuple(_latency(rows, next(found)) for rows in batches) for name in networks}
+    latencies = {name: tuple(_latency(rows, next(found)) for rows in batches) for name in networks}
+    return latencies, _latency(1, next(found))
 
 
 def _run(network: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> StagedRun:
@@ -165,6 +168,15 @@ def _run(network: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> 
         marks.mark()
         for output in network(*there).values():
             output.cpu()
+        marks.mark()
+
+    return run
+
+
+def _whole(work: Callable[[], object]) -> StagedRun:
+    def run(marks: Marks) -> None:
+        marks.mark()
+        work()
         marks.mark()
 
     return run
@@ -183,7 +195,13 @@ def _latency(rows: int, runs: Sequence[Sequence[float]]) -> Latency:
 
 
 def time_reference(device: torch.device) -> float:
-    """Return the median milliseconds of a fixed piece of work, which tells how fast the machine is just now."""
+    """Return the median milliseconds of the reference, which tells how fast the machine is just now."""
+    [timing] = time_interleaved([reference_work(device)], max_seconds=2, min_runs=REFERENCE_RUNS, precision=1, device=device)
+    return timing.median_seconds * 1e3
+
+
+def reference_work(device: torch.device) -> Callable[[], None]:
+    """Return a fixed piece of work, a convolution and matrix products."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(8, 16, 32, 32, generator=generator).to(device)
     kernels = torch.rand(32, 16, 3, 3, generator=generator).to(device)
@@ -193,5 +211,4 @@ def time_reference(device: torch.device) -> float:
         F.conv2d(images, kernels).relu().mean().cpu()
         (matrix @ matrix @ matrix).mean().cpu()
 
-    [timing] = time_interleaved([work], max_seconds=2, min_runs=REFERENCE_RUNS, precision=1, device=device)
-    return timing.median_seconds * 1e3
+    return work

@@ -32,6 +32,34 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What a fixed piece of work of a millisecond or two took, which tells whether something else had the machine.
+
+    Attributes:
+        before_ms: Median, just before variants were measured.
+        p50_ms: Median meanwhile: it took turns with them.
+        p95_ms: 95th percentile meanwhile.
+        after_ms: Median, just after.
+    """
+
+    before_ms: float
+    p50_ms: float
+    p95_ms: float
+    after_ms: float
+
+    @property
+    def drift(self) -> float:
+        """By which share the slowest of its medians is above the fastest."""
+        medians = (self.before_ms, self.p50_ms, self.after_ms)
+        return max(medians) / min(medians) - 1
+
+    @property
+    def spread(self) -> float:
+        """By which share its 95th percentile is above the fastest of its medians."""
+        return self.p95_ms / min(self.before_ms, self.p50_ms, self.after_ms) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """What one variant takes on one machine.
 
@@ -40,8 +68,8 @@ class Profile:
         load_cold_ms: Median from a file that is on disk only to the first answer.
         load_warm_ms: The same with the file in memory (page cache), as it is for what was loaded before.
         is_cold: Whether the page cache could be emptied for ``load_cold_ms``; if not, that is no more than ``load_warm_ms``.
-        reference_ms: Median of a fixed piece of work just before and just after.
-        is_suspect: Whether these two differ by more than the tolerance, so that something disturbed the measurement.
+        reference: What a fixed piece of work took around and between.
+        is_suspect: Whether that drifted or spread by more than allowed, so that something disturbed the measurement.
         measured: Seconds since the epoch.
     """
 
@@ -49,7 +77,7 @@ class Profile:
     load_cold_ms: float
     load_warm_ms: float
     is_cold: bool
-    reference_ms: tuple[float, float]
+    reference: Reference
     is_suspect: bool
     measured: float
 
@@ -70,7 +98,7 @@ class Profile:
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Return what :meth:`to_json` gave; raises KeyError or TypeError if it is nothing of the kind."""
         values: dict[str, Any] = {**content, "infer": tuple(Latency(**entry) for entry in content["infer"])}
-        return cls(**values | {"reference_ms": tuple(content["reference_ms"])})
+        return cls(**values | {"reference": Reference(**content["reference"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Profiles of variants: what they score, and what they take on the machine at hand (MTLsys, section 4.3).
 
 Each is made once for each variant and machine, scores once for each variant and data; only what is not there yet is measured,
-or was disturbed. Latency is measured with the threads that will serve, and a fixed piece of work before and after says
-whether something else had the machine meanwhile.
+or was disturbed. All runs with the threads that will serve, and a fixed piece of work before, between and after says whether
+something else had the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from serving.errors import ServingError
 from serving.fitting import input_problems, label_problems
 from serving.hardware import Hardware
 from serving.measuring import LoadTimes, time_inference, time_loads, time_reference, using_threads
-from serving.profiles import Profile
+from serving.profiles import Profile, Reference
 from serving.records import Variant
 from serving.scoring import score_network
 from serving.store import VariantStore
@@ -59,20 +59,23 @@ class ProfileOptions:
     Attributes:
         batches: Batch sizes; 1 is always among them.
         max_seconds: Of inference, for each variant.
-        max_drift: By which share the reference may be slower or faster afterwards before a profile is suspect.
+        max_drift: By which share medians of the reference may differ before a profile is suspect.
+        max_spread: By which share its 95th percentile may be above them.
         force: Whether to measure what is there already.
     """
 
     batches: tuple[int, ...] = BATCHES
     max_seconds: float = 2.0
     max_drift: float = 0.25
+    max_spread: float = 1.0
     force: bool = False
 
     def __post_init__(self) -> None:
         if not all(isinstance(rows, int) and rows >= 1 for rows in self.batches):
             raise ServingError(f"expected batch sizes from 1, got {self.batches}")
-        if not (self.max_seconds > 0 and self.max_drift > 0):
-            raise ServingError(f"expected max_seconds and max_drift > 0, got {self.max_seconds} and {self.max_drift}")
+        limits = (self.max_seconds, self.max_drift, self.max_spread)
+        if not all(limit > 0 for limit in limits):
+            raise ServingError(f"expected max_seconds, max_drift and max_spread > 0, got {limits}")
         object.__setattr__(self, "batches", tuple(sorted({1, *self.batches})))
 
 
@@ -131,8 +134,9 @@ def profile(
     hardware = Hardware.here(device, threads)
     data = _usable(store, family, data)
     run = _Run(store, family, hardware, options or ProfileOptions(), progress or _ignore)
-    scored, rejected = run.score(data)
-    timed = run.time([variant for variant in store.variants(family) if variant.id not in rejected])
+    with using_threads(threads):
+        scored, rejected = run.score(data)
+        timed = run.time([variant for variant in store.variants(family) if variant.id not in rejected])
     rejected |= run.unreadable
     profiles = store.metadata.profiles(family, hardware.fingerprint)
     return ProfileReport(
@@ -197,8 +201,7 @@ class _Run:
         inputs = {rows: _rows(self._store.examples(self._family), rows) for rows in self._options.batches} if todo else {}
         done = 0
         for group in _groups(todo):
-            with using_threads(self._hardware.threads):
-                found = self._measure(group, inputs, done, len(todo))
+            found = self._measure(group, inputs, done, len(todo))
             done += len(group)
             with self._store.metadata.writing():
                 for key, measured in found.items():
@@ -241,7 +244,7 @@ class _Run:
         networks = {variant.id: network for variant in group if (network := self._load(variant)) is not None}
         if not networks:
             return {}
-        latencies = time_inference(
+        latencies, between = time_inference(
             networks,
             inputs,
             self._device,
@@ -249,16 +252,17 @@ class _Run:
             tick=lambda seconds: self._tell(Stage.INFERENCE, min(seconds, limit), limit),
         )
         self._tell(Stage.INFERENCE, limit, limit)
-        after = time_reference(self._device)
-        drift = max(before, after) / min(before, after) - 1
+        reference = Reference(
+            before_ms=before, p50_ms=between.p50_ms, p95_ms=between.p95_ms, after_ms=time_reference(self._device)
+        )
         return {
             key: Profile(
                 infer=latencies[key],
                 load_cold_ms=loads[key].cold_ms,
                 load_warm_ms=loads[key].warm_ms,
                 is_cold=loads[key].is_cold,
-                reference_ms=(before, after),
-                is_suspect=drift > self._options.max_drift,
+                reference=reference,
+                is_suspect=reference.drift > self._options.max_drift or reference.spread > self._options.max_spread,
                 measured=time.time(),
             )
             for key in latencies

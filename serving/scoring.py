@@ -12,7 +12,7 @@ from serving.errors import ServingError
 from serving.records import TaskSpec
 from serving.tasks import score_of
 
-ROWS = 256  #: samples that are evaluated at once
+ROWS = 64  #: samples that are evaluated at once; what more of them take up does not stay in a CPU's cache
 
 
 def score_network(

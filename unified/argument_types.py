@@ -157,7 +157,7 @@ def subsets(text: str) -> str | tuple[tuple[str, ...], ...]:
     """Return ``"singles+all"`` or ``"all"``, or subsets of tasks: commas within, semicolons between them."""
     if text in ("singles+all", "all"):
         return text
-    return tuple(dict.fromkeys(names(part) for part in text.split(";") if part.strip())) or (names(text),)
+    return tuple(dict.fromkeys(names(part) for part in text.split(";")))
 
 
 def weights(text: str) -> dict[str, float]:
@@ -169,3 +169,24 @@ def weights(text: str) -> dict[str, float]:
             raise argparse.ArgumentTypeError(f"expected weights by task, such as age=0.004,sex=1; got {text!r}")
         found[task.strip()] = above_zero(number)
     return found
+
+
+def floors(text: str) -> float | dict[str, float]:
+    """Return a score from 0 to 1 for all tasks, or scores by task, such as ``age=0.8,sex=0.95``."""
+    score = within(0, 1)
+    if "=" not in text:
+        return score(text)
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        task, equals, number = part.partition("=")
+        if not equals or not task.strip():
+            raise argparse.ArgumentTypeError(f"expected scores by task, such as age=0.8,sex=0.95; got {text!r}")
+        found[task.strip()] = score(number)
+    return found
+
+
+def several(text: str) -> int:
+    """Return a whole number from 2."""
+    if not text.isascii() or not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 2, got {text!r}")
+    return int(text)

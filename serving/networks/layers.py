@@ -15,9 +15,9 @@ from serving.networks.makers import MAKERS, held_by, input_of, setting
 _DROPOUTS: Mapping[str, type[nn.Module]] = {
     "dropout": nn.Dropout,
     "alpha_dropout": nn.AlphaDropout,
-    "feature_dropout": nn.Dropout2d,
     "feature_alpha_dropout": nn.FeatureAlphaDropout,
 }
+_OF_CHANNELS: Mapping[int, type[nn.Module]] = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}
 
 
 class Attention(nn.Module):
@@ -57,8 +57,9 @@ class Layers:
         """Put calls of modules in the place of operators, wherever torch has a layer that does the same."""
         for node in list(graph.nodes):
             name = packet(node)
-            if name in _DROPOUTS:
-                self._raise_dropout(graph, node, _DROPOUTS[name])
+            kind = _dropout(node)
+            if kind is not None:
+                self._raise_dropout(graph, node, kind)
             elif name == "scaled_dot_product_attention" and self.is_training and setting(node, "dropout_p"):
                 self._raise_attention(graph, node)
             elif name in MAKERS:
@@ -118,6 +119,13 @@ class Layers:
         if packet(node) != "batch_norm" or setting(node, "running_mean") is None:
             return True
         return setting(node, "training") == self.is_training
+
+
+def _dropout(node: fx.Node) -> type[nn.Module] | None:
+    """Return the layer of a dropout; None if it is none, or there is none."""
+    if packet(node) == "feature_dropout":
+        return _OF_CHANNELS.get(input_of(node).meta["val"].ndim)
+    return _DROPOUTS.get(packet(node))
 
 
 def _replace(graph: fx.Graph, node: fx.Node, name: str, inputs: tuple[Any, ...]) -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 _WEIGHTED = """
     conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d linear addmm addmv addbmm baddbmm mm mv
     bmm matmul dot outer einsum bilinear embedding one_hot scaled_dot_product_attention gru lstm rnn_tanh rnn_relu gru_cell
-    lstm_cell rnn_tanh_cell rnn_relu_cell
+    lstm_cell rnn_tanh_cell rnn_relu_cell _weight_norm
 """
 _NORMS = """
     batch_norm layer_norm group_norm instance_norm rms_norm norm linalg_vector_norm cosine_similarity
@@ -139,7 +139,9 @@ def name_of(target: Any) -> str:
     if isinstance(target, OpOverload):
         name = f"{target.namespace}.{target._schema.name.split('::')[1]}.{target._overloadname}"
         if target._schema.is_mutable:
-            raise ValueError(f"a stored network may not use {name!r}, which writes into a tensor: take torch.where or torch.cat")
+            raise ValueError(
+                f"a stored network may not use {name!r}, which writes into a tensor: take torch.where or torch.cat"
+            )
         resolve(name)
         return name
     if target in _SPELLINGS:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import keyword
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +23,7 @@ from serving.networks.layers import Layers
 
 _aten = torch.ops.aten
 _CHECKED_ROWS = (3, 1)
+_TAKEN = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | frozenset(keyword.kwlist)
 _COUNTER = "num_batches_tracked"
 
 
@@ -37,8 +40,9 @@ def read_network(module: nn.Module, examples: tuple[Tensor, ...], *, label: str)
 
     Returns:
         A network in evaluation mode that shares no storage with the module, for any batch size, with the module's own names
-        of layers and weights. In evaluation it answers as the module does, bit for bit. Convolutions, linear layers, norms,
-        embeddings and dropouts are modules of ``torch.nn``; one that is used twice stays one; all else are functions.
+        of layers and weights. In evaluation it answers as the module does, bit for bit (as with gradients, where torch has a
+        kernel of its own without). Convolutions, linear layers, norms, embeddings and dropouts are modules of ``torch.nn``;
+        one that is used twice stays one; all else are functions. A name that ``fx.GraphModule`` has for itself gets a ``_``.
 
     Raises:
         ServingError: If it cannot be read, or does not give a tensor for each task.
@@ -105,6 +109,7 @@ def _in_training(module: nn.Module, examples: tuple[Tensor, ...], label: str, ta
 
 def _network(captured: Captured, *, is_training: bool) -> fx.GraphModule | None:
     """Return the network of a graph; None if it does what a network of layers cannot."""
+    captured = _renamed(captured)
     graph = captured.graph
     _free_widths(graph)
     layers = Layers(captured.tensors, is_training)
@@ -121,6 +126,21 @@ def _network(captured: Captured, *, is_training: bool) -> fx.GraphModule | None:
         node.meta = {}
     root = {**layers.modules, **{name: captured.tensors[name] for name in used}}
     return copy.deepcopy(fx.GraphModule(root, graph, "Network")).eval()
+
+
+def _renamed(captured: Captured) -> Captured:
+    """Return a graph without names that ``fx.GraphModule`` has for itself (``graph``, ``code``): they end in ``_``."""
+
+    def free(path: str) -> str:
+        return ".".join(f"{part}_" if part in _TAKEN else part for part in path.split("."))
+
+    for node in captured.graph.nodes:
+        node.meta["path"] = free(str(node.meta.get("path") or ""))
+        if node.op == "get_attr":
+            node.target = free(str(node.target))
+    tensors = {free(name): tensor for name, tensor in captured.tensors.items()}
+    parts = {free(name): part for name, part in captured.parts.items()}
+    return dataclasses.replace(captured, tensors=tensors, parts=parts)
 
 
 def _free_widths(graph: fx.Graph) -> None:

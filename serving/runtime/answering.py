@@ -18,6 +18,7 @@ from serving.runtime.admission import blame_values, find_version
 from serving.runtime.batching import QueueFull, order_of
 from serving.runtime.deployment import Deployment, Unusable
 from serving.runtime.executor import Call, Executor, Finished
+from serving.runtime.handoff import Handoff
 from serving.runtime.requests import InferAnswer, InferRequest, RefusalKind, Refused
 from serving.runtime.running import NotFinite, Outputs, Ran
 from serving.runtime.snapshot import Servable, Snapshot
@@ -58,6 +59,7 @@ class Answering:
         self._deployment = deployment
         self._executor = executor
         self._quantile = quantile
+        self._handoff = Handoff()
 
     def decide(self, request: InferRequest, family: Family, rows: int) -> Plan | Mishit:
         """Return what answers a request now, by the profiles, what is on the device and what waits for it.
@@ -68,8 +70,8 @@ class Answering:
         table = snapshot.tables[family.name]
         now = time.monotonic()
         deadline = request.received + query.limit_ms / 1e3
-        wait = self._executor.wait_seconds(order_of(query.priority, deadline, now))
-        state = State(load_ms=self._deployment.load_ms(table), wait_ms=(now - request.received + wait) * 1e3)
+        wait = self._executor.wait_seconds(order_of(query.priority, deadline, now)) + self._handoff.seconds
+        state = self._deployment.state(table).waiting((now - request.received + wait) * 1e3)
         if request.version is not None:
             servable = find_version(snapshot, request)
             decision = Decision(offer=_offer_of(servable, table, request, state, rows))
@@ -124,13 +126,15 @@ class Answering:
                 variant=servable.id,
                 rows=plan.rows,
                 arrived=time.monotonic(),
-                deadline=deadline,
+                deadline=deadline - self._handoff.seconds,
                 priority=plan.request.query.priority,
                 module=resident.module,
                 inputs=plan.request.inputs,
                 done=asyncio.get_running_loop().create_future(),
             )
             ran = await self._run_call(call)
+            if call.found_idle:
+                self._handoff.add(time.monotonic() - call.arrived - call.seconds)
             if ran.outputs is not None:
                 return call, ran.outputs
             if not isinstance(ran.error, torch.OutOfMemoryError):

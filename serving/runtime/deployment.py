@@ -13,7 +13,8 @@ from serving.runtime.loading import Loader
 from serving.runtime.options import ServiceOptions
 from serving.runtime.residency import Residency, Resident
 from serving.runtime.snapshot import Models, Servable, Snapshot, find_pinned, read_snapshot
-from serving.table import Floats, Table
+from serving.selection import State
+from serving.table import Table
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Deployment:
         self._tell = tell
         self._loader = loader
         self._changing = asyncio.Lock()
+        self._postponed = -1  # version that was said to be in the middle of a change
         self.residency = residency
         self.snapshot = Snapshot(version=-1, tables={}, servables={})
         self.quarantined: dict[str, str] = {}
@@ -59,7 +61,8 @@ class Deployment:
         """Serve what the store has now; return whether that is anything new.
 
         Where a variant on the device is gone, what takes its place is loaded before anything changes for clients. Requests
-        that were decided before end with what was decided.
+        that were decided before end with what was decided. A store that does not answer some task that is answered now is in
+        the middle of a change, such as variants that are not profiled yet, and is not served before that is over.
 
         Raises:
             ServingError: If the store cannot be read or lacks a pinned variant; what is served stays as it was.
@@ -68,6 +71,11 @@ class Deployment:
             if await asyncio.to_thread(lambda: self._models.version) == self.snapshot.version:
                 return False
             snapshot = await asyncio.to_thread(read_snapshot, self._models, self._options)
+            if snapshot.answers_less_than(self.snapshot):
+                if snapshot.version != self._postponed:
+                    self._postponed = snapshot.version
+                    _log.warning("the store has changed and does not answer all tasks now; what was served before stays")
+                return False
             for servable in successors(self.residency.ids, self.snapshot, snapshot):
                 snapshot = await self._load_ahead(servable, snapshot)
             self._switch(snapshot)
@@ -81,9 +89,9 @@ class Deployment:
         """Return whether all pinned variants are on the device."""
         return all(variant in self.residency for variant in self.residency.pinned)
 
-    def load_ms(self, table: Table) -> Floats:
-        """Return ``(n,)``: milliseconds until each variant of a table could be on the device."""
-        return self.residency.load_ms(table, self._loader.warm, time.monotonic())
+    def state(self, table: Table) -> State:
+        """Return what selection must know of the device. See :meth:`Residency.state`."""
+        return self.residency.state(table, self._loader.warm, time.monotonic())
 
     async def acquire(self, servable: Servable) -> Resident:
         """Return a variant on the device, where it stays until it is released; raises Unusable if it cannot be loaded."""
@@ -148,6 +156,7 @@ class Deployment:
             return snapshot.without(servable.id)
         finally:
             self.residency.release(servable.id)
+            self._loader.released()
         return snapshot
 
 

@@ -24,7 +24,9 @@ class Call(Waiting):
         module: Of the variant, on the device for as long as the call is not done.
         inputs: On the CPU, rows first.
         done: Gets what became of it.
+        found_idle: Whether nothing ran and nothing waited when it came.
         started: Seconds of the clock when its batch started.
+        seconds: That its batch took.
         batch_rows: Samples of its batch.
     """
 
@@ -32,7 +34,9 @@ class Call(Waiting):
     module: nn.Module
     inputs: Inputs
     done: asyncio.Future[Ran]
+    found_idle: bool = False
     started: float = 0.0
+    seconds: float = 0.0
     batch_rows: int = 0
 
 
@@ -42,7 +46,6 @@ class Finished:
 
     calls: list[Call]
     ran: list[Ran]
-    seconds: float
 
 
 class Executor:
@@ -75,6 +78,7 @@ class Executor:
     def submit(self, call: Call) -> None:
         """Let a call wait for the device; raises QueueFull if too many rows do."""
         with self._changed:
+            call.found_idle = self._batcher.is_idle()
             self._batcher.add(call)
             self._changed.notify()
 
@@ -130,6 +134,9 @@ class Executor:
             ran = [Ran(error=error)] * len(calls)
         with self._changed:  # before anybody hears of it and asks how long the device is busy
             self._batcher.finished()
-        finished = Finished(calls=calls, ran=ran, seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        for call in calls:
+            call.seconds = seconds
+        finished = Finished(calls=calls, ran=ran)
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._deliver, finished)

@@ -34,7 +34,7 @@ class Loader:
         self._load = load
         self._residency = residency
         self._device = device
-        self._read: set[str] = set()
+        self._read: frozenset[str] = frozenset()
         self._host = HostCache(host_cache_bytes if device.type != "cpu" else 0)
         self._tell = tell
         self._tasks: dict[str, asyncio.Task[Resident]] = {}
@@ -47,7 +47,7 @@ class Loader:
     @property
     def warm(self) -> frozenset[str]:
         """Ids of the variants that load from memory: their files lie in the page cache, or their networks in the host's."""
-        return frozenset(self._read) if self._device.type == "cpu" else self._host.ids
+        return self._read if self._device.type == "cpu" else self._host.ids
 
     async def load(self, servable: Servable) -> Resident:
         """Return a variant that is in use, as soon as it is on the device.
@@ -88,8 +88,10 @@ class Loader:
         async with self._turn:
             resident = self._residency.find(servable.id)
             if resident is None:
+                is_warm = servable.id in self.warm
+                network = self._host.take(servable.id)  # before what leaves the device for it takes its place
                 await self._make_room(servable.num_bytes)
-                resident = await self._bring_now(servable)
+                resident = await self._bring_now(servable, network, is_warm=is_warm)
             return resident
 
     async def _make_room(self, num_bytes: int) -> None:
@@ -102,23 +104,22 @@ class Loader:
             self._unused.clear()
             await self._unused.wait()
 
-    async def _bring_now(self, servable: Servable) -> Resident:
-        is_warm = servable.id in self.warm
+    async def _bring_now(self, servable: Servable, network: nn.Module | None, *, is_warm: bool) -> Resident:
         started = time.monotonic()
         self._residency.expect(servable.id, servable.num_bytes, started + servable.load_seconds(warm=is_warm))
         resident = None
         try:
-            module = await self._to_device(servable, self._host.take(servable.id))
+            module = await self._to_device(servable, network)
             resident = Resident(servable=servable, module=module)
         finally:
-            self._read.add(servable.id)
+            self._read |= {servable.id}
             self._residency.arrived(servable.id, resident)
         self._tell(Loaded(variant=servable.id, seconds=time.monotonic() - started, warm=is_warm))
         return resident
 
-    async def _to_device(self, servable: Servable, warm: nn.Module | None) -> nn.Module:
+    async def _to_device(self, servable: Servable, network: nn.Module | None) -> nn.Module:
         def work() -> nn.Module:
-            module = (self._load(servable.id) if warm is None else warm).to(self._device)
+            module = (self._load(servable.id) if network is None else network).to(self._device)
             _try_out(module, servable, self._device)
             return module
 

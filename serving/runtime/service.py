@@ -207,7 +207,7 @@ class Service:
             self._watch.cancel()
         waited = self._executor.stop()
         stopping = Refused(RefusalKind.DRAINING, "stopped", "the service has stopped; ask another one")
-        self._answering.deliver(Finished(calls=waited, ran=[Ran(error=stopping)] * len(waited), seconds=0.0))
+        self._answering.deliver(Finished(calls=waited, ran=[Ran(error=stopping)] * len(waited)))
         self._deployment.close()
         if self._mishit_log is not None:
             self._mishit_log.close()
@@ -259,6 +259,7 @@ class Service:
                 answer = await self._answering.run(plan)
             except Unusable as unusable:
                 problem = unusable
+                await self._refresh_quietly()  # it may be gone because the store has changed
             else:
                 if answer.mishit is not None:
                     self._log_mishit(request, answer.mishit, rows)
@@ -276,9 +277,7 @@ class Service:
     def _deliver(self, finished: Finished) -> None:
         self._answering.deliver(finished)
         first = finished.calls[0]
-        self._tell(
-            BatchRun(variant=first.variant, rows=first.batch_rows, requests=len(finished.calls), seconds=finished.seconds)
-        )
+        self._tell(BatchRun(variant=first.variant, rows=first.batch_rows, requests=len(finished.calls), seconds=first.seconds))
 
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:
@@ -287,12 +286,15 @@ class Service:
     async def _refresh_often(self) -> None:
         while True:
             await asyncio.sleep(self.options.refresh_seconds)
-            try:
-                await self.refresh()
-            except ServingError as error:
-                _log.error("the changed store is not served: %s", error)
-            except Exception:  # noqa: BLE001 - it is tried again, and what is served stays as it is
-                _log.exception("the store cannot be read again")
+            await self._refresh_quietly()
+
+    async def _refresh_quietly(self) -> None:
+        try:
+            await self.refresh()
+        except ServingError as error:
+            _log.error("the changed store is not served: %s", error)
+        except Exception:  # noqa: BLE001 - it is tried again, and what is served stays as it is
+            _log.exception("the store cannot be read again")
 
 
 def _answered(answer: InferAnswer, ended: Callable[..., RequestEnded]) -> RequestEnded:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
 from torch import Tensor, nn
 
 from serving.errors import ServingError
 from serving.hardware import Hardware
 from serving.records import Family, Variant
 from serving.runtime.options import ServiceOptions
-from serving.table import Floats, Table
+from serving.systems import part_of
+from serving.table import Table
 
 _log = logging.getLogger(__name__)
 
@@ -115,9 +115,18 @@ class Snapshot:
         }
         return {name: tasks for name, tasks in found.items() if tasks}
 
+    def answers_less_than(self, other: Snapshot) -> bool:
+        """Return whether there is a task of some family that the other answers and this does not."""
+        lacking = self.unanswerable()
+        return any(
+            any(task in variant.tasks for variant in table.variants for task in lacking.get(name, table.family.task_names))
+            for name, table in other.tables.items()
+            if name not in self.tables or name in lacking
+        )
+
     def without(self, variant: str) -> Snapshot:
         """Return it without one variant."""
-        tables = {name: keep(table, lambda kept: kept.id != variant) for name, table in self.tables.items()}
+        tables = {name: part_of(table, lambda kept: kept.id != variant) for name, table in self.tables.items()}
         return replace(self, tables=tables, servables={key: value for key, value in self.servables.items() if key != variant})
 
 
@@ -140,7 +149,7 @@ def read_snapshot(models: Models, options: ServiceOptions) -> Snapshot:
             f"the pinned variants need {options.memory_bytes - free} bytes and {options.memory_bytes} are allowed; pin fewer or"
             " allow more"
         )
-    fits = {name: keep(table, lambda kept: kept.id in pinned or kept.num_bytes <= free) for name, table in tables.items()}
+    fits = {name: part_of(table, lambda kept: kept.id in pinned or kept.num_bytes <= free) for name, table in tables.items()}
     for name, table in fits.items():
         if len(table) < len(tables[name]):
             _log.warning("%d variants of %s are larger than the memory left for them", len(tables[name]) - len(table), name)
@@ -157,29 +166,6 @@ def find_pinned(snapshot: Snapshot, keys: tuple[str, ...]) -> frozenset[str]:
             " 'unified variants list' prints them"
         )
     return frozenset(servable.id for servable in found.values() if servable is not None)
-
-
-def keep(table: Table, wanted: Callable[[Variant], bool]) -> Table:
-    """Return a table of those variants that are wanted; the same one if that is all."""
-    places = np.array([place for place, variant in enumerate(table.variants) if wanted(variant)], dtype=np.int64)
-    if len(places) == len(table):
-        return table
-
-    def lines(values: Floats) -> Floats:
-        return values[places]
-
-    return Table(
-        family=table.family,
-        hardware=table.hardware,
-        variants=tuple(table.variants[place] for place in places),
-        batches=table.batches,
-        infer_ms={quantile: lines(values) for quantile, values in table.infer_ms.items()},
-        load_cold_ms=lines(table.load_cold_ms),
-        load_warm_ms=lines(table.load_warm_ms),
-        num_bytes=lines(table.num_bytes),
-        scores=lines(table.scores),
-        suspect=frozenset(at for at, place in enumerate(places) if int(place) in table.suspect),
-    )
 
 
 def _snapshot(models: Models, version: int, tables: Mapping[str, Table], quantile: str) -> Snapshot:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 from serving.data import TaskData
 from serving.drafts import Draft
+from serving.measuring import using_threads
 from serving.records import Family, Kind, Source, TaskSpec, TensorSpec, Variant
 from serving.store import VariantStore
 
@@ -71,6 +75,19 @@ def draft(name: str, tasks: tuple[str, ...] = TASKS, *, seed: int = 0, width: in
         torch.manual_seed(seed)
         module = TwoHeads(tasks, width)
     return Draft(name=name, module=module, tasks=tasks, source=Source.GIVEN, parent=parent)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Make measuring quick: garbage is collected before, which takes long where all that pytest holds is looked at.
+
+    One thread: the second one's core may be at work for others, and then both spin.
+    """
+    gc.collect()
+    gc.freeze()
+    with using_threads(1):
+        yield
+    gc.unfreeze()
 
 
 def filled_store(path: Path, *drafts: Draft) -> tuple[VariantStore, tuple[Variant, ...]]:

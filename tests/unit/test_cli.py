@@ -34,7 +34,7 @@ def test_every_help_ends_with_an_example_that_parses(command, capsys):
     assert cli.build_parser().parse_args(arguments).command is not None
 
 
-VERBS_OF_VARIANTS = ("build",)
+VERBS_OF_VARIANTS = ("build", "select", "figures")
 
 
 @pytest.mark.parametrize("verb", VERBS_OF_VARIANTS)

@@ -13,12 +13,13 @@ from fusion.timer import Timing
 from serving.errors import ServingError
 from serving.figures.everything import draw_figures
 from serving.figures.frontier import frontier
-from serving.head_depth import DepthTiming, measure_head_depth, with_deeper_heads
+from serving.head_depth import DepthTiming, measure_head_depth
 from serving.mishits import Residency, Setting
-from serving.networks.reading import read_network
+from serving.networks.programs import write_program
 from serving.queries import Budget, Decision, Query
 from serving.records import Source
 from serving.selection import State, select
+from serving.shared_encoder import with_deeper_heads
 from serving.systems import System, part_of, view
 from tests.unit.serving_tables import family_table
 
@@ -119,22 +120,36 @@ def test_head_depth_is_measured_of_networks_with_all_heads_and_with_each_alone()
         assert row.cut == pytest.approx(1 - row.removed_ms / row.kept_ms)
 
 
-def test_deeper_heads_take_the_encoder_as_it_is():
+def test_deeper_heads_take_the_encoder_of_a_stored_network_as_it_is(tmp_path):
     examples = (torch.randn(2, 6),)
-    network = read_network(_Parting(), examples, label="it").eval()
-    make = with_deeper_heads(network, examples, hidden=5)
-    made = make(4)
-    outputs = made(*examples)
-    assert {task: tuple(output.shape) for task, output in outputs.items()} == {"a": (2, 3), "b": (2, 1)}
+    network = _Parting()
+    write_program(network, examples, tmp_path)
+    made = with_deeper_heads(tmp_path, examples, hidden=5)(4)
+    assert {task: tuple(output.shape) for task, output in made(*examples).items()} == {"a": (2, 3), "b": (2, 1)}
     shapes = sorted(tuple(parameter.shape) for parameter in made.parameters() if parameter.ndim == 2)
-    assert shapes == sorted([(8, 6), (5, 8), (5, 5), (5, 5), (3, 5), (5, 8), (5, 5), (5, 5), (1, 5)])
-    torch.testing.assert_close(made.encoder(*examples), network.get_submodule("stem")(*examples), rtol=0, atol=0)
+    assert shapes == sorted([(5, 8), (5, 5), (5, 5), (3, 5), (5, 8), (5, 5), (5, 5), (1, 5)])
+    with torch.no_grad():
+        features = made.get_submodule("encoder")(*examples)["features"]
+        torch.testing.assert_close(features, network.stem(*examples), rtol=0, atol=0)
+    [row] = measure_head_depth(with_deeper_heads(tmp_path, examples, hidden=5), examples, [2], max_seconds=0.1)
+    assert row.depth == 2
 
 
-def test_tasks_that_part_in_several_places_have_no_one_encoder():
+def test_tasks_that_part_in_several_places_have_no_one_encoder(tmp_path):
     examples = (torch.randn(2, 6),)
-    network = read_network(_Parting(is_twofold=True), examples, label="it").eval()
-    with pytest.raises(ServingError, match="branch off from one computed tensor, but they share 2"):
-        with_deeper_heads(network, examples)
+    write_program(_Parting(is_twofold=True), examples, tmp_path)
+    with pytest.raises(ServingError, match=r"branch off from one value .* they share 2"):
+        with_deeper_heads(tmp_path, examples)
+
+
+def test_only_networks_with_heads_to_remove_are_timed():
+    examples = (torch.randn(2, 6),)
     with pytest.raises(ServingError, match="expected depths from 1"):
         measure_head_depth(_Parting, examples, ())
+
+    class _One(_Parting):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"a": super().forward(x)["a"]}
+
+    with pytest.raises(ServingError, match="at least two tasks, got one of a"):
+        measure_head_depth(_One, examples, (1,))

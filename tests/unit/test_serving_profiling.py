@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,30 +18,36 @@ from serving.data import TaskData
 from serving.errors import ServingError
 from serving.hardware import Hardware
 from serving.measuring import drop_cached, using_threads
-from serving.profiles import Latency, Profile, Profiled, make_table
+from serving.profiles import Latency, Profile, Profiled, Reference, make_table
 from serving.profiling import ProfileOptions, ProfileProgress, ProfileReport, Stage, profile
 from serving.records import Source, Variant
 from serving.store import VariantStore
-from tests.unit.serving_models import TASKS, Unstable, draft, filled_store, images, labelled, two_tasks
+from tests.unit.serving_models import TASKS, Unstable, draft, filled_store, images, labelled, quiet, two_tasks
 
 # Milliseconds, for what is measured is not what is tested. The reference may drift as it likes.
-QUICK = ProfileOptions(batches=(1, 3), max_seconds=0.01, max_drift=1e9)
+QUICK = ProfileOptions(batches=(1, 3), max_seconds=0.01, max_drift=1e9, max_spread=1e9)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _little_garbage() -> Iterator[None]:
-    # measuring collects garbage first, which takes most of the time here if it looks at all that pytest holds
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def _quiet() -> Iterator[None]:
+    with quiet():
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of three variants, which nobody changes."""
+    path = tmp_path_factory.mktemp("made")
+    store, _ = filled_store(path, draft("both"), draft("shoe", ("shoe",), seed=1), draft("size", ("size",), seed=2))
+    store.keep_validation("panels", labelled())
+    store.close()
+    return path
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> VariantStore:
-    store, _ = filled_store(tmp_path, draft("both"), draft("shoe", ("shoe",), seed=1), draft("size", ("size",), seed=2))
-    store.keep_validation("panels", labelled())
-    return store
+def store(made: Path, tmp_path: Path) -> VariantStore:
+    """A copy of it: a store is taken to another place as any folder is."""
+    return VariantStore.open(shutil.copytree(made, tmp_path / "store"))
 
 
 def measure(store: VariantStore, data: TaskData | None = None, threads: int = 1, **changes: object) -> ProfileReport:
@@ -190,16 +196,17 @@ def test_without_data_or_device_or_sense_nothing_is_measured(tmp_path: Path) -> 
         profile(store, "panels", labelled(), device="gpu")
     with pytest.raises(ServingError, match="batch sizes from 1"):
         ProfileOptions(batches=(0, 1))
-    with pytest.raises(ServingError, match="max_seconds and max_drift > 0"):
+    with pytest.raises(ServingError, match="max_seconds, max_drift and max_spread > 0"):
         ProfileOptions(max_seconds=0)
     assert len(store.table("panels")) == 0
 
 
 def test_disturbed_profiles_are_marked_and_measured_again(store: VariantStore) -> None:
     ids = {variant.id for variant in store.variants()}
-    report = measure(store, max_drift=1e-12)  # two measurements are never that equal
-    assert set(report.suspect) == ids
-    assert report.table.suspect == frozenset(range(3))
+    for limit in ("max_drift", "max_spread"):
+        report = measure(store, **{limit: 1e-12})  # measurements are never that equal
+        assert set(report.suspect) == ids
+        assert report.table.suspect == frozenset(range(3))
     again = measure(store)
     assert (set(again.timed), again.suspect, again.table.suspect) == (ids, (), frozenset())
 
@@ -266,7 +273,8 @@ def profiled(draw: st.DrawFn) -> list[Profiled]:
         )
         measured = Profile(
             infer=infer, load_cold_ms=draw(numbers), load_warm_ms=draw(numbers), is_cold=draw(st.booleans()),
-            reference_ms=(draw(numbers), draw(numbers)), is_suspect=draw(st.booleans()), measured=draw(numbers),
+            reference=Reference(before_ms=1.0, p50_ms=draw(numbers), p95_ms=draw(numbers), after_ms=2.0),
+            is_suspect=draw(st.booleans()), measured=draw(numbers),
         )  # fmt: skip
         found.append(Profiled(variant=variant, scores={task: draw(st.floats(0, 1)) for task in tasks}, profile=measured))
     return found

@@ -217,6 +217,23 @@ def test_a_variant_in_use_stays_until_its_calls_are_done():
     run(scenario)
 
 
+@pytest.mark.gpu
+def test_what_has_left_a_gpu_comes_back_from_host_memory():
+    async def scenario() -> None:
+        models, heard = Memory([Made(id="a"), Made(id="b", seed=1)]), Heard()
+        async with service(models, heard, device="cuda:0", memory_bytes=100, host_cache_bytes=100) as serving:
+            for key in "aba":
+                answer = await serving.answer(request := ask(version=key))
+                wanted = models.networks[key].cpu()(*request.inputs)
+                models.networks[key].to("cuda:0")
+                # a GPU adds up in another order
+                torch.testing.assert_close(dict(answer.outputs), wanted, rtol=1e-4, atol=1e-4)
+            assert [(event.variant, event.warm) for event in heard.of(Loaded)] == [("a", False), ("b", False), ("a", True)]
+            assert models.loads == ["a", "b"]
+
+    run(scenario)
+
+
 def test_a_variant_larger_than_the_memory_is_not_served():
     async def scenario() -> None:
         async with service(Memory([Made(id="large", num_bytes=1000, score=0.99), SMALL]), memory_bytes=500) as serving:
@@ -400,6 +417,32 @@ def test_what_was_decided_before_a_swap_ends_on_the_old_variant():
             assert (await before).version == "old"
             assert (await after).version == "new"
             assert serving.status().residents == ("new",)
+
+    run(scenario)
+
+
+def test_a_store_in_the_middle_of_a_change_is_not_served():
+    async def scenario() -> None:
+        models = Memory([BIG])
+        async with service(models) as serving:
+            await serving.answer(ask())
+            models.put([Made(id="k", tasks=("kind",))])  # what answers the other task is not profiled yet
+            assert not await serving.refresh()
+            assert (await serving.answer(ask())).version == "big"
+            models.put([Made(id="k", tasks=("kind",)), Made(id="new")])
+            assert await serving.refresh()
+            assert (await serving.answer(ask())).version == "new"
+
+    run(scenario)
+
+
+def test_a_variant_that_is_gone_from_the_store_is_replaced_by_what_came_for_it():
+    async def scenario() -> None:
+        models = Memory([BIG])
+        async with service(models) as serving:
+            models.put([SMALL])
+            models.broken.add("big")
+            assert (await serving.answer(ask())).version == "small"
 
     run(scenario)
 

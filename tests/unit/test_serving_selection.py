@@ -219,7 +219,7 @@ def _assert_same(query: Query, table, state: State, expected: Found | None) -> N
     assert frozenset(task for tasks in offer.tasks for task in tasks) == query.tasks
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=250)
 @given(tables(), queries())
 def test_it_finds_what_trying_out_everything_finds(drawn, query):
     table, state = drawn

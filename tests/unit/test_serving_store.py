@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,13 @@ from serving.errors import DuplicateVariantError, ServingError
 from serving.records import Family, Kind, TaskSpec
 from serving.store import VariantStore
 from serving.variant_files import new_folder
-from tests.unit.serving_models import TASKS, TwoHeads, draft, filled_store, images, labelled, two_tasks
+from tests.unit.serving_models import TASKS, TwoHeads, draft, filled_store, images, labelled, quiet, two_tasks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    with quiet():
+        yield
 
 
 class Odd(nn.Module):
