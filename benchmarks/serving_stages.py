@@ -146,7 +146,7 @@ class Stages:
                             seen = server.load(requests, concurrency=concurrency, seconds=self.amount.load_seconds).result()
                             run = {"load": name, "repeat": repeat, "batching": batching, "concurrency": concurrency}
                             runs.append(run | _summary(seen))
-                            say(f"{runs[-1]}")
+                            say(f"{name}, {concurrency} clients, {'batching' if batching else 'none'}: {_spoken(runs[-1])}")
         return {"runs": runs} | _judged(runs)
 
     def drain(self, _: Say) -> dict[str, Any]:
@@ -210,6 +210,10 @@ def _summary(seen: Mapping[str, Any]) -> dict[str, Any]:
         "lost": seen["lost"],
         "statuses": seen["statuses"],
     }
+
+
+def _spoken(run: Mapping[str, Any]) -> str:
+    return f"{run['per_second']:.0f}/s, p50 {run['p50_ms']:.1f} ms, p99 {run['p99_ms']:.1f} ms, {run['batch_rows']:.1f} rows a batch"
 
 
 def _judged(runs: list[dict[str, Any]]) -> dict[str, Any]:
