@@ -181,7 +181,7 @@ class Stages:
         fastest = store.table(FAMILY).variants[0]
         module = store.load(fastest.id)
         with torch.no_grad():
-            next(module.parameters()).mul_(1 + 1e-6)
+            next(module.buffers()).mul_(1 + 1e-6)
         draft = Draft(name=f"{fastest.name}-new", module=module, tasks=fastest.tasks, source=fastest.source,
                       ratio=fastest.ratio, achieved=fastest.achieved)  # fmt: skip
         store.add(draft, store.examples(FAMILY), family=FAMILY)
@@ -213,7 +213,8 @@ def _summary(seen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spoken(run: Mapping[str, Any]) -> str:
-    return f"{run['per_second']:.0f}/s, p50 {run['p50_ms']:.1f} ms, p99 {run['p99_ms']:.1f} ms, {run['batch_rows']:.1f} rows a batch"
+    rate, p50, p99, rows = (run[name] for name in ("per_second", "p50_ms", "p99_ms", "batch_rows"))
+    return f"{rate:.0f}/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms, {rows:.1f} rows a batch"
 
 
 def _judged(runs: list[dict[str, Any]]) -> dict[str, Any]:
