@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from serving.profiling import profile
 
 from benchmarks.serving_panels import NETWORKS
 from serving.data import TaskData
 from serving.drafts import Draft
 from serving.networks.heads import keep_tasks
 from serving.networks.reading import read_network
+from serving.profiling import profile
 from serving.pruning import prune_network
 from serving.records import Family, Source, TensorSpec
 from serving.store import VariantStore

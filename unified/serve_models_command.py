@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 
 import unified
+from serving.http.loopback import is_loopback_address
 from serving.http.one_family import OneFamily
 from serving.http.process import HttpOptions, address_of, listen, serve
 from serving.profiling import profile
@@ -34,6 +35,8 @@ def serve_models(options: argparse.Namespace) -> int:
             _profile(store, models.families(), options)
 
     say(f"listening on {address_of(listener)}")
+    if not is_loopback_address(listener.getsockname()[0]):
+        say("whoever reaches this address can ask: there is no authentication, so place it behind a proxy")
     http = HttpOptions(
         version=unified.__version__,
         latency_ms=options.latency_ms,

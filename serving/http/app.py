@@ -176,4 +176,5 @@ def _add_problems(app: FastAPI) -> None:
 
 
 def _json(content: Mapping[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(content).encode(), status, media_type="application/json")
+    headers = {"Cache-Control": "no-store"}
+    return Response(json.dumps(content).encode(), status, headers=headers, media_type="application/json")

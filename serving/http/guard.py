@@ -1,4 +1,4 @@
-"""What stands before the routes: who may ask, how many at a time, and headers on every answer.
+"""What stands before the routes: who may ask, how many at a time, and whether connections go on.
 
 There is no authentication: a server on a loopback address trusts this machine's own people, any other is to be placed behind a
 proxy. A browser on this machine runs other people's pages, so on a loopback address a request must name this machine as its
@@ -17,11 +17,6 @@ from serving.http.problems import error_response
 
 MAX_REQUESTS = 1000  #: that are being answered at a time
 
-_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-)
 _CLOSE = (b"connection", b"close")
 
 
@@ -50,15 +45,14 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                more = (*_HEADERS, _CLOSE) if self._is_stopping() else _HEADERS
-                message["headers"] = [*message["headers"], *more]
+        async def send_on(message: Message) -> None:
+            if self._is_stopping() and message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], _CLOSE]
             await send(message)
 
         self.num_requests += 1
         try:
-            await (self._refusal(scope) or self._app)(scope, receive, send_with_headers)
+            await (self._refusal(scope) or self._app)(scope, receive, send_on)
         finally:
             self.num_requests -= 1
 

@@ -18,7 +18,8 @@ def read_page() -> tuple[bytes, Mapping[str, str]]:
         f"default-src 'none'; script-src {_hash(text, 'script')}; style-src {_hash(text, 'style')}; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    return text.encode(), {"Content-Security-Policy": policy}
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    return text.encode(), headers
 
 
 def _hash(text: str, element: str) -> str:

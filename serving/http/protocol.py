@@ -26,6 +26,15 @@ _MAX_ID = 1024
 _OUTPUTS_DTYPE = "FP32"
 
 
+def _refuse_constant(name: str) -> None:
+    raise ServingError(f"expected numbers that JSON has, got {name}")
+
+
+# Made once: json.loads and json.dumps make new ones at each call that sets anything, which takes longer than their work.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """What a request is sent to.
@@ -115,7 +124,7 @@ def answer_parts(answer: InferAnswer, call: Call) -> tuple[bytes, list[tuple[byt
         content["id"] = call.request.id
     content["parameters"] = _told(answer)
     content["outputs"] = outputs
-    return joined(json.dumps(content, allow_nan=False, separators=(",", ":")).encode(), tensors)
+    return joined(_ENCODER.encode(content).encode(), tensors)
 
 
 def server_metadata(version: str, extensions: Sequence[str]) -> dict[str, Any]:
@@ -162,7 +171,7 @@ def _described(spec: TensorSpec) -> dict[str, Any]:
 
 def _object_from(content: memoryview) -> dict[str, Any]:
     try:
-        found = json.loads(str(content, "utf-8"), parse_constant=_refuse_constant)
+        found = _DECODER.decode(str(content, "utf-8"))
     except UnicodeDecodeError as error:
         raise bad_request("json", f"expected JSON in UTF-8, got other bytes at {error.start}") from None
     except RecursionError:
@@ -177,10 +186,6 @@ def _object_from(content: memoryview) -> dict[str, Any]:
     if unknown:
         raise bad_request("json", f"unknown field {shown(unknown[0])}; expected some of {', '.join(_FIELDS)}")
     return found
-
-
-def _refuse_constant(name: str) -> None:
-    raise ServingError(f"expected numbers that JSON has, got {name}")
 
 
 def _id(given: object) -> str | None:

@@ -249,6 +249,22 @@ def test_a_port_in_use_is_one_line(store, capsys):
     assert capsys.readouterr().err.splitlines() == lines
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--family", "others"], "no family 'others'"),
+        (["--pin", "none"], "pinned variants none"),
+        (["--http", "127.0.0.1"], "expected HOST:PORT"),
+        (["--device", "cuda:99"], "no device 'cuda:99'"),
+        (["--mishit-log", "/none/log"], "cannot be written"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_served_is_said_in_a_line(store, capsys, options, words):
+    assert main(["serve-models", str(store), "--http", "127.0.0.1:0", *options]) == 1
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_malformed_requests_meet_refusals_only(server):
     found = run_fuzz(server.address, 2000, pid=server.process.pid)
     assert (found["requests"], found["status_5xx"], found["is_ready"]) == (2000, 0, True)
