@@ -87,7 +87,8 @@ def draw_figures(
 
 def notes_of(table: Table, residencies: Sequence[Residency], setting: Setting) -> dict[str, str]:
     """Return what the head of each CSV says: what it was measured on and is about."""
-    seeds = sorted({str(variant.provenance["seed"]) for variant in table.variants if "seed" in variant.provenance})
+    trainings = (variant.provenance.get("training", {}) for variant in table.variants)
+    seeds = sorted({str(training["seed"]) for training in trainings if "seed" in training})
     return {
         "family": f"{table.family.name}, {len(table)} variants, {len(table.suspect)} of them with a disturbed profile",
         "hardware": table.hardware,
