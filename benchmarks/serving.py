@@ -103,9 +103,10 @@ def _variants(options: argparse.Namespace, data: Path, work: Path, found: dict[s
     apart = build_apart(recipe, work, say) if "V1" in options.only else None
     singles = build_together(recipe, work, "single")
     say(f"the single-task system: {singles:.0f} s")
-    found["build"] = Stages(work, options.amount).table(say) | {"seconds": seconds, "single_seconds": singles}
+    found["build"] = Stages(work, options.amount).table(say)
     if apart is not None:
-        found["build"] |= {"apart": apart, "build_speedup": apart["total_seconds"] / seconds}
+        times = {"seconds": seconds, "single_seconds": singles, "build_speedup": apart["total_seconds"] / seconds}
+        found["build"] |= {"apart": apart, **times}
 
 
 def _write(content: dict[str, Any], out: Path) -> None:

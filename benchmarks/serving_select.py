@@ -113,13 +113,13 @@ def _select_all(
 ) -> tuple[list[float], list[float], int]:
     """Return seconds of each query, the same in time of this thread, and how many were mishits."""
     seconds, cpu, mishits = [], [], 0
-    state = State.all_resident(table)
+    loads = np.zeros(len(table))
     for number, query in enumerate([*queries[: len(queries) // 10], *queries]):
         if number % num_kept == 0:
-            state = State(load_ms=_drawn_loads(table, generator))
-        waiting = float(generator.exponential(1.0))
+            loads = _drawn_loads(table, generator)
+        state = State(load_ms=loads, wait_ms=float(generator.exponential(1.0)))
         began, began_cpu = time.perf_counter(), time.thread_time()
-        answer = select(query, table, state.waiting(waiting))
+        answer = select(query, table, state)
         cpu.append(time.thread_time() - began_cpu)
         seconds.append(time.perf_counter() - began)
         mishits += isinstance(answer, Mishit)
@@ -135,11 +135,11 @@ def _drawn_loads(table: Table, generator: np.random.Generator) -> Floats:
 def _lookup_us(num_unrelated: int, seed: int, repeats: int = 2000) -> float:
     table = make_table(40, seed, num_unrelated=num_unrelated)
     mask = table.mask_of(_ALL)
-    find_candidates(table, mask, 1, "p95")
+    find_candidates(table, mask)
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
-        find_candidates(table, mask, 1, "p95")
+        find_candidates(table, mask)
         seconds.append(time.perf_counter() - began)
     return 1e6 * float(np.median(seconds))
 

@@ -146,7 +146,7 @@ class Stages:
                             seen = server.load(requests, concurrency=concurrency, seconds=self.amount.load_seconds).result()
                             run = {"load": name, "repeat": repeat, "batching": batching, "concurrency": concurrency}
                             runs.append(run | _summary(seen))
-                            say(f"{runs[-1]}")
+                            say(f"{name}, {concurrency} clients, {'batching' if batching else 'none'}: {_spoken(runs[-1])}")
         return {"runs": runs} | _judged(runs)
 
     def drain(self, _: Say) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Stages:
         fastest = store.table(FAMILY).variants[0]
         module = store.load(fastest.id)
         with torch.no_grad():
-            next(module.parameters()).mul_(1 + 1e-6)
+            next(module.buffers()).mul_(1 + 1e-6)
         draft = Draft(name=f"{fastest.name}-new", module=module, tasks=fastest.tasks, source=fastest.source,
                       ratio=fastest.ratio, achieved=fastest.achieved)  # fmt: skip
         store.add(draft, store.examples(FAMILY), family=FAMILY)
@@ -210,6 +210,11 @@ def _summary(seen: Mapping[str, Any]) -> dict[str, Any]:
         "lost": seen["lost"],
         "statuses": seen["statuses"],
     }
+
+
+def _spoken(run: Mapping[str, Any]) -> str:
+    rate, p50, p99, rows = (run[name] for name in ("per_second", "p50_ms", "p99_ms", "batch_rows"))
+    return f"{rate:.0f}/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms, {rows:.1f} rows a batch"
 
 
 def _judged(runs: list[dict[str, Any]]) -> dict[str, Any]:

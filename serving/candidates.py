@@ -21,6 +21,17 @@ TOLERANCE = 1e-9  #: scores of tasks are added and compared with a multiple of t
 _log = logging.getLogger(__name__)
 
 
+class Costs(NamedTuple):
+    """Milliseconds that each of the n variants of a table takes, ``(n,)`` each: inference, and loading as things are."""
+
+    infer_ms: Floats
+    load_ms: Floats
+
+    def of(self, block: Block) -> Floats:
+        """Return ``(m,)``: both, for the variants of a block."""
+        return self.infer_ms[block.places] + self.load_ms[block.places]
+
+
 class Pick(NamedTuple):
     """Variants that together answer some tasks.
 
@@ -43,25 +54,19 @@ class Block:
         tasks: Their bits.
         columns: ``(b,)``, the places of the tasks in the family.
         places: ``(m,)`` in the table.
-        infer_ms: ``(m,)``.
-        scores: ``(m, b)``.
+        scores: ``(b, m)``.
         score: ``(m,)``, those added up.
     """
 
     tasks: int
     columns: Ints
     places: Ints
-    infer_ms: Floats
     scores: Floats
     score: Floats
 
-    def costs(self, load_ms: Floats) -> Floats:
-        """Return ``(m,)``: loading, given ``(n,)`` for the whole table, and inference."""
-        return self.infer_ms + load_ms[self.places]
-
     def meets(self, floors: Floats) -> Bools:
         """Return ``(m,)``: which reach floors for each task, given ``(K,)`` for the family's."""
-        return np.all(self.scores >= floors[self.columns], axis=1)
+        return np.all(self.scores >= floors[self.columns, None], axis=0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,33 +104,33 @@ class Candidates:
         return -pick.score, pick.cost, *self.tie(pick)
 
 
-def find_candidates(table: Table, tasks: int, rows: int, quantile: str) -> Candidates:
+def find_candidates(table: Table, tasks: int) -> Candidates:
     """Return all that may answer some tasks (bits); found once for a table, and kept in its memo."""
-    key = ("candidates", tasks, rows, quantile)
+    key = ("candidates", tasks)
     found = table.memo.get(key)
     if found is None:
-        found = table.memo[key] = _find_candidates(table, tasks, table.latency(rows, quantile))
+        found = table.memo[key] = _find_candidates(table, tasks)
     return found  # pyrefly: ignore[bad-return] - the memo holds what was put under this key
 
 
-def fastest_of(block: Block, load_ms: Floats, usable: Bools | None = None) -> Pick | None:
+def fastest_of(block: Block, costs: Costs, usable: Bools | None = None) -> Pick | None:
     """Return the fastest variant of a block, of equally fast ones the most accurate.
 
     Args:
         block: Variants of some tasks.
-        load_ms: ``(n,)``, for every variant of the table.
+        costs: Of every variant of the table.
         usable: ``(m,)``, which of the block's; None for all.
     """
-    cost = block.costs(load_ms)
+    cost = costs.of(block)
     cost = cost if usable is None else np.where(usable, cost, np.inf)
     least = cost.min()
     ties = np.flatnonzero(cost == least)
     return None if least == np.inf else _pick_of(block, cost, ties[block.score[ties].argmax()])
 
 
-def most_accurate_of(block: Block, load_ms: Floats, limit: float) -> Pick | None:
+def most_accurate_of(block: Block, costs: Costs, limit: float) -> Pick | None:
     """Return the most accurate variant of a block that takes at most so long, of equally accurate ones the fastest."""
-    cost = block.costs(load_ms)
+    cost = costs.of(block)
     score = np.where(cost <= limit, block.score, -np.inf)
     most = score.max()
     ties = np.flatnonzero(score == most)
@@ -136,7 +141,7 @@ def _pick_of(block: Block, cost: Floats, at: np.int64) -> Pick:
     return Pick(float(cost[at]), float(block.score[at]), ((block.tasks, int(block.places[at])),))
 
 
-def _find_candidates(table: Table, tasks: int, infer_ms: Floats) -> Candidates:
+def _find_candidates(table: Table, tasks: int) -> Candidates:
     by_id = np.array(sorted(range(len(table)), key=lambda place: table.variants[place].id), dtype=np.int64)
     order = np.empty_like(by_id)
     order[by_id] = np.arange(len(by_id))
@@ -149,8 +154,8 @@ def _find_candidates(table: Table, tasks: int, infer_ms: Floats) -> Candidates:
         places = by_id[masks & (block if every else tasks) == block]
         if len(places):
             columns = np.array([column for column in range(table.scores.shape[1]) if block >> column & 1])
-            scores = np.ascontiguousarray(table.scores[np.ix_(places, columns)])
-            blocks[block] = Block(block, columns, places, infer_ms[places], scores, scores.sum(1))
+            scores = np.ascontiguousarray(table.scores[np.ix_(places, columns)].T)
+            blocks[block] = Block(block, columns, places, scores, scores.sum(0))
     return Candidates(tasks, blocks, _steps(tasks, blocks), order)
 
 

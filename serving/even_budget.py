@@ -9,35 +9,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from serving.candidates import TOLERANCE, Block, Candidates, Pick, fastest_of, most_accurate_of
+from serving.candidates import TOLERANCE, Block, Candidates, Costs, Pick, fastest_of, most_accurate_of
 from serving.table import Floats
 
 _Choose = Callable[[Block, float], Pick | None]
 
 
-def most_accurate(candidates: Candidates, load_ms: Floats, limit: float) -> Pick | None:
+def most_accurate(candidates: Candidates, costs: Costs, limit: float) -> Pick | None:
     """Return the pick with the highest score within a limit, of equal ones the fastest; each task takes its best."""
-    picks = _picks(candidates, limit, lambda block, share: most_accurate_of(block, load_ms, share))
+    picks = _picks(candidates, limit, lambda block, share: most_accurate_of(block, costs, share))
     return min(picks, key=candidates.by_score, default=None)
 
 
-def fastest(candidates: Candidates, load_ms: Floats, limit: float, floors: Floats | None) -> Pick | None:
+def fastest(candidates: Candidates, costs: Costs, limit: float, floors: Floats | None) -> Pick | None:
     """Return the fastest pick within a limit, of equal ones the most accurate; each task takes its fastest.
 
     Args:
         candidates: Of the tasks.
-        load_ms: ``(n,)``, for every variant of the table.
+        costs: Of every variant of the table.
         limit: Milliseconds.
         floors: ``(K,)``, for the score of each task of the family; None for none.
     """
 
     def choose(block: Block, share: float) -> Pick | None:
-        return _within(fastest_of(block, load_ms, None if floors is None else block.meets(floors)), share)
+        return _within(fastest_of(block, costs, None if floors is None else block.meets(floors)), share)
 
     return min(_picks(candidates, limit, choose), key=candidates.by_cost, default=None)
 
 
-def fastest_on_average(candidates: Candidates, load_ms: Floats, limit: float, score: float) -> Pick | None:
+def fastest_on_average(candidates: Candidates, costs: Costs, limit: float, score: float) -> Pick | None:
     """Return the fastest pick within a limit that has at least a score (added up).
 
     In a combination each task takes its most accurate, since none knows what the others take.
@@ -45,8 +45,8 @@ def fastest_on_average(candidates: Candidates, load_ms: Floats, limit: float, sc
     picks = []
     whole = candidates.whole
     if whole is not None:
-        picks += [_within(fastest_of(whole, load_ms, whole.score >= score - TOLERANCE), limit)]
-    picks += [_combined(candidates, limit, lambda block, share: most_accurate_of(block, load_ms, share))]
+        picks += [_within(fastest_of(whole, costs, whole.score >= score - TOLERANCE), limit)]
+    picks += [_combined(candidates, limit, lambda block, share: most_accurate_of(block, costs, share))]
     enough = (pick for pick in picks if pick is not None and pick.score >= score - TOLERANCE)
     return min(enough, key=candidates.by_cost, default=None)
 
@@ -61,7 +61,7 @@ def _combined(candidates: Candidates, limit: float, choose: _Choose) -> Pick | N
     """Return what the tasks come to if each chooses for itself, None if one finds nothing."""
     share = limit / candidates.tasks.bit_count()
     taken: dict[int, int] = {}
-    costs: dict[int, float] = {}
+    spent: dict[int, float] = {}
     score = 0.0
     for bit in range(candidates.tasks.bit_length()):
         if candidates.tasks >> bit & 1:
@@ -71,9 +71,9 @@ def _combined(candidates: Candidates, limit: float, choose: _Choose) -> Pick | N
                 return None
             [(task, place)] = pick.members
             taken[place] = taken.get(place, 0) | task
-            costs[place] = pick.cost
+            spent[place] = pick.cost
             score += pick.score
-    return Pick(math.fsum(costs.values()), score, tuple((tasks, place) for place, tasks in taken.items()))
+    return Pick(math.fsum(spent.values()), score, tuple((tasks, place) for place, tasks in taken.items()))
 
 
 def _within(pick: Pick | None, limit: float) -> Pick | None:

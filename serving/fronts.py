@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.candidates import TOLERANCE, Candidates, Ints, Pick, fastest_of
-from serving.table import Floats
+from serving.candidates import TOLERANCE, Candidates, Costs, Ints, Pick, fastest_of
+from serving.table import Floats, Table
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,16 +36,16 @@ class Front:
     rests: Ints
 
 
-def fastest(candidates: Candidates, load_ms: Floats, floors: Floats | None) -> Pick | None:
+def fastest(candidates: Candidates, costs: Costs, floors: Floats | None) -> Pick | None:
     """Return the fastest pick, of equally fast ones the most accurate.
 
     Args:
         candidates: Of the tasks.
-        load_ms: ``(n,)``, for every variant.
+        costs: Of every variant of the table.
         floors: ``(K,)``, for the score of each task of the family; None for none.
     """
     alone = {
-        tasks: fastest_of(block, load_ms, None if floors is None else block.meets(floors))
+        tasks: fastest_of(block, costs, None if floors is None else block.meets(floors))
         for tasks, block in candidates.blocks.items()
     }
     best: dict[int, Pick] = {0: Pick(0.0, 0.0, ())}
@@ -60,12 +60,24 @@ def fastest(candidates: Candidates, load_ms: Floats, floors: Floats | None) -> P
     return best.get(candidates.tasks)
 
 
-class Fronts:
-    """The Pareto fronts of all parts of some tasks, for what loading costs now; each is built when it is first needed."""
+def fronts_of(table: Table, candidates: Candidates, costs: Costs) -> Fronts:
+    """Return the Pareto fronts of the parts of some tasks; those that were used last are kept in the table's memo.
 
-    def __init__(self, candidates: Candidates, load_ms: Floats) -> None:
+    Residency changes seldom, and what waits does not matter to them: most queries meet the costs of the one before.
+    """
+    key = ("fronts", candidates.tasks)
+    kept = table.memo.get(key)
+    if not isinstance(kept, Fronts) or any(old is not new for old, new in zip(kept.costs, costs, strict=True)):
+        kept = table.memo[key] = Fronts(candidates, costs)
+    return kept
+
+
+class Fronts:
+    """The Pareto fronts of all parts of some tasks, for what variants cost now; each is built when it is first needed."""
+
+    def __init__(self, candidates: Candidates, costs: Costs) -> None:
         self._candidates = candidates
-        self._load_ms = load_ms
+        self.costs = costs
         self._alone: dict[int, Front] = {}
         self._found: dict[int, Front] = {}
 
@@ -123,7 +135,7 @@ class Fronts:
     def _alone_of(self, tasks: int) -> Front:
         if tasks not in self._alone:
             block = self._candidates.blocks[tasks]
-            cost = block.costs(self._load_ms)
+            cost = self.costs.of(block)
             same = np.full(len(cost), tasks)
             self._alone[tasks] = self._front(Front(cost, block.score, same, block.places, np.zeros_like(block.places)), tasks)
         return self._alone[tasks]

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,12 +46,16 @@ Made = TypeVar("Made")
 
 
 class Metadata:
-    """An open database. Threads may share it; a forked process may not and opens its own."""
+    """An open database. Threads may share it; a forked process may not and opens its own.
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    It reads by one connection and writes by another, so that a thread that waits to write holds up none that reads. What is
+    read while writing is the state before.
+    """
+
+    def __init__(self, path: Path, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
         self.path = path
-        self._connection = connection
-        self._lock = threading.RLock()
+        self._reader, self._writer = reader, writer
+        self._reading, self._writing = threading.RLock(), threading.RLock()
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> Metadata:
@@ -64,26 +68,20 @@ class Metadata:
         Raises:
             ServingError: If it is missing, damaged, of something else or of a newer version, or cannot be written.
         """
-        with _spelled(path):
-            connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}",
-                uri=True,
-                timeout=BUSY_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            found = cls(path, connection)
-            try:
-                found._prepare(create=create)
-            except BaseException:
-                connection.close()
-                raise
+        with _spelled(path), ExitStack() as stack:
+            writer, reader = (stack.enter_context(closing(_connect(path, create=create))) for _ in range(2))
+            if create:
+                _create(writer)
+            found = cls(path, reader, writer)
+            found._check()
+            stack.pop_all()
         return found
 
     def close(self) -> None:
         """Close it."""
-        with self._lock:
-            self._connection.close()
+        with self._reading, self._writing:
+            self._reader.close()
+            self._writer.close()
 
     @property
     def version(self) -> int:
@@ -93,13 +91,13 @@ class Metadata:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep all other writers out, those of other processes too; nothing is changed if anything is raised."""
-        with self._lock, _spelled(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._writing, _spelled(self.path):
+            self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                self._connection.execute("COMMIT")
+                self._writer.execute("COMMIT")
             except BaseException:
-                self._connection.rollback()
+                self._writer.rollback()
                 raise
 
     @contextmanager
@@ -107,17 +105,17 @@ class Metadata:
         """Be alone, and at the end there is one version more."""
         with self.alone():
             yield
-            self._connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'version'")
+            self._write("UPDATE meta SET value = value + 1 WHERE key = 'version'")
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """See one state of the database all the time."""
-        with self._lock, _spelled(self.path):
-            self._connection.execute("BEGIN")
+        with self._reading, _spelled(self.path):
+            self._reader.execute("BEGIN")
             try:
                 yield
             finally:
-                self._connection.rollback()
+                self._reader.rollback()
 
     def families(self) -> dict[str, Family]:
         """Return all families by name, the oldest first."""
@@ -126,7 +124,7 @@ class Metadata:
 
     def add_family(self, family: Family) -> None:
         """Add a family; to be called while writing."""
-        self._rows("INSERT INTO family (name, content) VALUES (?, ?)", family.name, json.dumps(family.to_json()))
+        self._write("INSERT INTO family (name, content) VALUES (?, ?)", family.name, json.dumps(family.to_json()))
 
     def variants(self, family: str | None = None) -> tuple[Variant, ...]:
         """Return the variants of one family, or of all, in the order in which they were added."""
@@ -140,7 +138,7 @@ class Metadata:
 
     def add_variant(self, variant: Variant) -> None:
         """Add a variant; to be called while writing."""
-        self._rows(
+        self._write(
             "INSERT INTO variant SELECT ?, ?, ?, ?, 1 + COALESCE(MAX(place), 0) FROM variant",
             variant.id,
             variant.family,
@@ -150,7 +148,7 @@ class Metadata:
 
     def remove_variant(self, key: str) -> None:
         """Remove a variant and what was measured of it; to be called while writing."""
-        self._rows("DELETE FROM variant WHERE id = ?", key)
+        self._write("DELETE FROM variant WHERE id = ?", key)
 
     def scores(self, family: str, data: str) -> dict[str, dict[str, float] | str]:
         """Return by id what variants score on some data, or why they have no score."""
@@ -166,7 +164,7 @@ class Metadata:
         problem = found if isinstance(found, str) else None
         content = json.dumps({} if isinstance(found, str) else dict(found))
         # it may have been removed meanwhile
-        self._rows("INSERT OR REPLACE INTO score SELECT id, ?, ?, ? FROM variant WHERE id = ?", data, content, problem, key)
+        self._write("INSERT OR REPLACE INTO score SELECT id, ?, ?, ? FROM variant WHERE id = ?", data, content, problem, key)
 
     def data(self, family: str) -> str | None:
         """Return the digest of the data by whose scores variants are chosen, None if nothing was scored yet."""
@@ -174,7 +172,7 @@ class Metadata:
 
     def use_data(self, family: str, data: str) -> None:
         """Choose variants by their scores on these data from now on; to be called while writing."""
-        self._rows("UPDATE family SET data = ? WHERE name = ?", data, family)
+        self._write("UPDATE family SET data = ? WHERE name = ?", data, family)
 
     def profiles(self, family: str, hardware: str) -> dict[str, Profile]:
         """Return by id what was measured on a machine, by its fingerprint."""
@@ -188,8 +186,8 @@ class Metadata:
     def put_profile(self, key: str, hardware: Hardware, profile: Profile) -> None:
         """Keep what was measured of a variant; to be called while writing."""
         fingerprint = hardware.fingerprint
-        self._rows("INSERT OR IGNORE INTO hardware VALUES (?, ?)", fingerprint, json.dumps(hardware.to_json()))
-        self._rows(
+        self._write("INSERT OR IGNORE INTO hardware VALUES (?, ?)", fingerprint, json.dumps(hardware.to_json()))
+        self._write(
             "INSERT OR REPLACE INTO profile SELECT id, ?, ?, ? FROM variant WHERE id = ?",
             fingerprint,
             profile.measured,
@@ -220,8 +218,12 @@ class Metadata:
         ]
 
     def _rows(self, statement: str, *values: object) -> list[Row]:
-        with self._lock, _spelled(self.path):
-            return self._connection.execute(statement, values).fetchall()
+        with self._reading, _spelled(self.path):
+            return self._reader.execute(statement, values).fetchall()
+
+    def _write(self, statement: str, *values: object) -> None:
+        with self._writing, _spelled(self.path):
+            self._writer.execute(statement, values)
 
     def _made(self, make: Callable[[Any], Made], content: str, what: str) -> Made:
         try:
@@ -229,19 +231,8 @@ class Metadata:
         except (KeyError, TypeError, ValueError) as error:
             raise ServingError(f"{self.path}: {what} is damaged ({error!r}); build the store again") from None
 
-    def _prepare(self, *, create: bool) -> None:
-        self._connection.execute("PRAGMA foreign_keys=ON")
-        self._connection.execute("PRAGMA synchronous=FULL")
-        if create:
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            with self._lock:
-                self._connection.execute("BEGIN IMMEDIATE")
-                if not self._tables():
-                    for statement in _SCHEMA.split(";\n"):
-                        self._connection.execute(statement)
-                    self._connection.execute("INSERT INTO meta VALUES ('schema_version', ?), ('version', 0)", (SCHEMA_VERSION,))
-                self._connection.execute("COMMIT")
-        if not {"meta", "family", "variant"} <= self._tables():
+    def _check(self) -> None:
+        if not {"meta", "family", "variant"} <= _tables(self._reader):
             raise ServingError(f"{self.path} is no store of variants; give the folder that 'unified variants build' made")
         found = self._rows("SELECT value FROM meta WHERE key = 'schema_version'")[0][0]
         if found != SCHEMA_VERSION:
@@ -250,8 +241,34 @@ class Metadata:
                 f" {'use a newer unified' if found > SCHEMA_VERSION else 'build the store again'}"
             )
 
-    def _tables(self) -> set[str]:
-        return {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA synchronous=FULL")
+    return connection
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    """Make the tables if there are none at all: another process may make them at the same time."""
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal" and not _tables(connection):
+        connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    if not _tables(connection):
+        for statement in _SCHEMA.split(";\n"):
+            connection.execute(statement)
+        connection.execute("INSERT INTO meta VALUES ('schema_version', ?), ('version', 0)", (SCHEMA_VERSION,))
+    connection.execute("COMMIT")
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 _HINTS = {

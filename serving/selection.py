@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 
 from serving import even_budget
-from serving.candidates import Pick, find_candidates
-from serving.fronts import Fronts, fastest
+from serving.candidates import Costs, Pick, find_candidates
+from serving.fronts import fastest, fronts_of
 from serving.queries import AccuracyMode, Budget, Decision, Mishit, Offer, OnMishit, Query, Reason
 from serving.table import Floats, Table
 
@@ -27,22 +28,22 @@ class State:
 
     Attributes:
         load_ms: ``(n,)`` for the variants of a table: what loading each would still take, 0 if it is resident. Not to be
-            changed in place.
+            changed in place: as long as it is the same array, what was computed from it is used again.
         wait_ms: Until what is chosen could begin.
     """
 
     load_ms: Floats
     wait_ms: float = 0.0
-    memo: dict[int, Fronts] = field(default_factory=dict, repr=False)  # what is computed from load_ms, by id of candidates
 
     def waiting(self, wait_ms: float) -> State:
-        """Return this with another wait: several times faster to select by than one that is made anew."""
+        """Return this with another wait."""
         return replace(self, wait_ms=wait_ms)
 
     @classmethod
     def all_resident(cls, table: Table) -> Self:
         """Return the state in which nothing is to be loaded."""
-        return cls(load_ms=np.zeros(len(table)))
+        zeros = table.memo.setdefault("all resident", np.zeros(len(table)))
+        return cls(load_ms=zeros)  # pyrefly: ignore[bad-argument-type] - the memo holds what was put under this key
 
     @classmethod
     def none_resident(cls, table: Table) -> Self:
@@ -99,14 +100,13 @@ class _Selection:
         self._query = query
         self._table = table
         self._state = state
-        self._infer_ms = table.latency(rows, quantile)
-        self._candidates = find_candidates(table, table.mask_of(query.tasks), rows, quantile)
-        self._fronts = self._remembered_fronts()
+        self._costs = Costs(table.latency(rows, quantile), state.load_ms)
+        self._candidates = find_candidates(table, table.mask_of(query.tasks))
+        self._fronts = fronts_of(table, self._candidates, self._costs)
 
     def decide(self) -> Decision | Mishit:
         query, within = self._query, self._query.limit_ms - self._state.wait_ms
-        has_floor = query.min_accuracy is not None
-        pick = self._fastest(within, query.min_accuracy) if has_floor else self._most_accurate(within)
+        pick = self._most_accurate(within) if query.min_accuracy is None else self._accurate(within)
         if pick is not None:
             return Decision(offer=self._offer(pick))
         mishit = self._mishit(within)
@@ -117,50 +117,61 @@ class _Selection:
     def front(self) -> tuple[Offer, ...]:
         return tuple(self._offer(pick) for pick in self._fronts.whole())
 
-    def _remembered_fronts(self) -> Fronts:
-        fronts = self._state.memo.get(id(self._candidates))
-        if fronts is None:
-            # it keeps its candidates alive, so that no others can have their id
-            fronts = self._state.memo[id(self._candidates)] = Fronts(self._candidates, self._state.load_ms)
-        return fronts
-
     def _mishit(self, within: float) -> Mishit:
-        quick = self._fastest(math.inf, None)
+        quick = self._quick()
         if quick is None:
             return Mishit(reason=Reason.TASKS)
-        floor = self._query.min_accuracy
-        accurate = self._fastest(math.inf, floor) if floor is not None else None
+        has_floor = self._query.min_accuracy is not None
+        accurate = self._accurate(math.inf) if has_floor else None
         timely = self._most_accurate(within)
-        if floor is not None and accurate is None:
+        reason = Reason.LATENCY if timely is None else Reason.CONFLICT
+        if has_floor and accurate is None:
             reason = Reason.ACCURACY
-        else:
-            reason = Reason.LATENCY if timely is None else Reason.CONFLICT
         closest = {pick.members: pick for pick in (accurate, timely, quick) if pick is not None}
         return Mishit(reason=reason, closest=tuple(self._offer(pick) for pick in closest.values()))
 
     def _most_accurate(self, within: float) -> Pick | None:
-        if self._query.budget is Budget.EQUAL:
-            return even_budget.most_accurate(self._candidates, self._state.load_ms, within)
+        if self._is_even:
+            return even_budget.most_accurate(self._candidates, self._costs, within)
         return self._fronts.most_accurate(within)
 
-    def _fastest(self, within: float, floor: float | Mapping[str, float] | None) -> Pick | None:
-        query, load_ms, is_even = self._query, self._state.load_ms, self._query.budget is Budget.EQUAL
-        if query.accuracy_mode is AccuracyMode.AVERAGE and isinstance(floor, float | int):
-            score = floor * len(query.tasks)
-            if is_even:
-                return even_budget.fastest_on_average(self._candidates, load_ms, within, score)
-            pick = self._fronts.fastest(score)
-        else:
-            floors = self._floors(floor)
-            if is_even:
-                return even_budget.fastest(self._candidates, load_ms, within, floors)
-            pick = fastest(self._candidates, load_ms, floors)
-        return pick if pick is not None and pick.cost <= within else None
+    def _accurate(self, within: float) -> Pick | None:
+        """Return the fastest that meets the floor."""
+        if not self._is_even:
+            pick = self._accurate_without_limit
+            return pick if pick is not None and pick.cost <= within else None
+        if self._score is not None:
+            return even_budget.fastest_on_average(self._candidates, self._costs, within, self._score)
+        return even_budget.fastest(self._candidates, self._costs, within, self._floors)
 
-    def _floors(self, floor: float | Mapping[str, float] | None) -> Floats | None:
-        if floor is None:
+    def _quick(self) -> Pick | None:
+        """Return the fastest of all."""
+        if self._is_even:
+            return even_budget.fastest(self._candidates, self._costs, math.inf, None)
+        return self._fronts.fastest(-math.inf)
+
+    @cached_property
+    def _accurate_without_limit(self) -> Pick | None:
+        if self._score is not None:
+            return self._fronts.fastest(self._score)
+        return fastest(self._candidates, self._costs, self._floors)
+
+    @property
+    def _is_even(self) -> bool:
+        return self._query.budget is Budget.EQUAL
+
+    @property
+    def _score(self) -> float | None:
+        """What all tasks must have together; None where there is a floor for each."""
+        floor = self._query.min_accuracy
+        if self._query.accuracy_mode is AccuracyMode.PER_TASK or not isinstance(floor, float | int):
             return None
-        by_task = floor if isinstance(floor, Mapping) else dict.fromkeys(self._query.tasks, floor)
+        return floor * len(self._query.tasks)
+
+    @property
+    def _floors(self) -> Floats:
+        floor = self._query.min_accuracy
+        by_task = floor if isinstance(floor, Mapping) else dict.fromkeys(self._query.tasks, floor or 0.0)
         return np.array([by_task.get(task, 0.0) for task in self._table.family.task_names])
 
     def _offer(self, pick: Pick) -> Offer:
@@ -168,8 +179,8 @@ class _Selection:
         places = [place for _, place in pick.members]
         tasks = [tuple(name for bit, name in enumerate(names) if block >> bit & 1) for block, _ in pick.members]
         taken_from = {task: place for block, place in zip(tasks, places, strict=True) for task in block}
-        load_ms = float(self._state.load_ms[places].sum())
-        infer_ms = float(self._infer_ms[places].sum())
+        load_ms = float(self._costs.load_ms[places].sum())
+        infer_ms = float(self._costs.infer_ms[places].sum())
         return Offer(
             variants=tuple(self._table.variants[place].id for place in places),
             tasks=tuple(tasks),

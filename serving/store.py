@@ -36,6 +36,7 @@ from serving.variant_files import (
     put_folder,
     save_data,
     save_inputs,
+    settle,
     sweep,
     writable,
 )
@@ -170,6 +171,7 @@ class VariantStore:
             write_program(draft.module, examples, program)
             variant = self._describe(draft, known, tasks, program, examples, wanted)
             (program / RECORD).write_text(json.dumps(variant.to_json(), indent=1))
+            settle(program)
             with self.metadata.writing():
                 self._check_new(draft.name, family, variant.id)
                 home = self.path / family

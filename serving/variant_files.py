@@ -78,10 +78,14 @@ def writable(path: Path) -> Iterator[None]:
         raise ServingError(f"{path} cannot be written ({error}); make room, or make it writable") from error
 
 
-def put_folder(source: Path, target: Path) -> None:
-    """Bring a folder to disk and then to its place; what is there, which no process counts, is removed."""
-    for path in (*source.iterdir(), source):
+def settle(folder: Path) -> None:
+    """Bring a folder and the files in it to disk."""
+    for path in (*folder.iterdir(), folder):
         sync(path)
+
+
+def put_folder(source: Path, target: Path) -> None:
+    """Bring a folder that has settled to its place; what is there, which no process counts, is removed."""
     target.parent.mkdir(exist_ok=True)
     if target.exists():
         shutil.rmtree(target)

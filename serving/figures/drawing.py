@@ -60,7 +60,9 @@ def new_figure(
 def share_legend(figure: Figure, axes: Axes) -> None:
     """Put one legend below all panels, of the lines of one of them."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))), fontsize=9, frameon=False)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=max(1, int(figure.get_figwidth() // 3)), fontsize=9, frameon=False
+    )
 
 
 def name_of(system: System, budget: Budget | None = None) -> str:

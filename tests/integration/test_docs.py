@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -231,8 +232,16 @@ def test_the_lists_of_names_are_pytorchs():
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    (choices,) = [a.choices for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    return dict(choices)
+    """Return the parser of every command, of one with verbs that of each verb."""
+    return dict(with_verbs(cli.build_parser(), ""))
+
+
+def with_verbs(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    verbs = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not verbs:
+        yield name, parser
+    for verb, own in (pair for choices in verbs for pair in choices.items()):
+        yield from with_verbs(own, f"{name} {verb}".strip())
 
 
 @pytest.mark.parametrize("command", parsers())
@@ -243,7 +252,7 @@ def test_the_options_of_every_command_are_in_the_reference_and_no_others(command
 
 
 def test_every_command_is_in_the_reference_and_no_other():
-    headings = re.findall(r"^### unified (\S+)$", REFERENCE.read_text(), re.MULTILINE)
+    headings = re.findall(r"^### unified (.+)$", REFERENCE.read_text(), re.MULTILINE)
     assert headings == list(parsers())
 
 

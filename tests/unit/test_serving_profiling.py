@@ -133,7 +133,7 @@ def test_profiles_of_another_machine_are_never_used(store: VariantStore) -> None
     with store.metadata.writing():
         for key, found in store.metadata.profiles("panels", known.fingerprint).items():
             store.metadata.put_profile(key, elsewhere, replace(found, measured=found.measured + 100))
-        store.metadata._rows("DELETE FROM profile WHERE hardware = ?", known.fingerprint)
+        store.metadata._write("DELETE FROM profile WHERE hardware = ?", known.fingerprint)
     assert len(store.table("panels")) == 0
     assert len(store.table("panels", elsewhere.fingerprint)) == 3
     assert measure(store).timed == tuple(variant.id for variant in store.variants())

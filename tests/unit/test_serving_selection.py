@@ -169,7 +169,7 @@ def test_many_tasks_are_combined_in_fewer_ways_and_the_log_says_so(num_tasks, is
     rows = [Row(id=task, scores={task: 0.5}, infer_ms=(1,)) for task in tasks]
     pairs = [Row(id=f"{x}-{y}", scores={x: 0.9, y: 0.9}, infer_ms=(1.5,)) for x in tasks for y in tasks if x < y]
     table = table_of(rows + (pairs[:1] if is_present else pairs), tasks)
-    found = find_candidates(table, table.mask_of(frozenset(tasks)), 1, "p50")
+    found = find_candidates(table, table.mask_of(frozenset(tasks)))
     assert sum(map(len, found.steps.values())) <= 128
     assert words in caplog.text
     version = _chosen(Query(tasks=frozenset(tasks)), table)

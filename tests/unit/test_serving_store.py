@@ -180,11 +180,11 @@ def test_folders_that_are_no_store_are_refused_and_left_alone(tmp_path: Path) ->
 def test_a_newer_schema_and_a_damaged_row_are_refused(tmp_path: Path) -> None:
     store, [variant] = filled_store(tmp_path, draft("both"))
     with store.metadata.writing():
-        store.metadata._rows("UPDATE variant SET content = '{}'")
+        store.metadata._write("UPDATE variant SET content = '{}'")
     with pytest.raises(ServingError, match=f"variant {variant.id} is damaged"):
         store.variants()
     with store.metadata.writing():
-        store.metadata._rows("UPDATE meta SET value = 99 WHERE key = 'schema_version'")
+        store.metadata._write("UPDATE meta SET value = 99 WHERE key = 'schema_version'")
     store.close()
     with pytest.raises(ServingError, match=r"schema version 99.*use a newer unified"):
         VariantStore.open(tmp_path)
@@ -279,6 +279,16 @@ def test_readers_see_whole_variants_while_another_connection_adds_and_removes(tm
     thread.join()
     assert not failures
     assert [variant.name for variant in reader.variants()] == [f"kept{seed}" for seed in range(4)]
+
+
+def test_reading_does_not_wait_for_a_writer_of_this_or_another_connection(tmp_path: Path) -> None:
+    store, [variant] = filled_store(tmp_path, draft("both"))
+    for busy in (store, VariantStore.open(tmp_path)):
+        with busy.metadata.alone():  # a reader that waited would wait for ever, or 30 seconds
+            reader = threading.Thread(target=lambda: (store.table("panels"), store.load(variant.id)), daemon=True)
+            reader.start()
+            reader.join(20)
+            assert not reader.is_alive()
 
 
 def test_files_that_cannot_be_written_are_said(tmp_path: Path) -> None:

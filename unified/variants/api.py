@@ -17,8 +17,10 @@ from serving.progress import Tell, tell_nobody
 from serving.records import check_name
 from serving.sources import from_fused, from_merged
 from serving.subsets import Subsets
+from unified.cores import use_threads
 from unified.errors import UnifiedError
 from unified.fusing.rows import map_inputs
+from unified.fusing.threads import threads_kept
 from unified.variants.data import Samples, read_samples, task_data
 from unified.variants.engine_training import EngineTraining
 from unified.variants.parents import NUM_EXAMPLES, Parent, ParentKind, of_merged, of_module, read_parent
@@ -101,19 +103,21 @@ def build_variants(  # noqa: PLR0913 - all but three by name
             finetune_epochs=finetune_epochs,
             **settings,
         )
-    built = build_family(
-        out,
-        found.module,
-        train,
-        name=name or found.name,
-        plan=plan,
-        as_it_is=_as_it_is(found, train.inputs[0][:1], subsets),
-        validation=held_out,
-        weights=weights,
-        inputs=found.names,
-        train=EngineTraining(slots=slots, threads=threads, device=device, stacking=stacking),
-        tell=progress,
-    )
+    with threads_kept():
+        use_threads(1)  # the workers have the cores; what is done here is small
+        built = build_family(
+            out,
+            found.module,
+            train,
+            name=name or found.name,
+            plan=plan,
+            as_it_is=_as_it_is(found, train.inputs[0][:1], subsets),
+            validation=held_out,
+            weights=weights,
+            inputs=found.names,
+            train=EngineTraining(slots=slots, threads=threads, device=device, stacking=stacking),
+            tell=progress,
+        )
     return Building(family=name or found.name, out=Path(out), built=built, notes=samples.notes)
 
 

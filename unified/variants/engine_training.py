@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from serving.training import Trained, TrainJob
+from unified.device import num_usable_cores, parse_device
 from unified.engine import Engine
 from unified.errors import InvalidSubmission
 from unified.events import Event
@@ -19,6 +20,8 @@ from unified.job_state import JobState
 from unified.results import Result
 from unified.tensor_files import write_tensors
 from unified.variants.last_layer import LastLayerLoss, own_weights, tensors_of
+
+_MANY = 2  # jobs for each core: then one thread for each job wastes none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +54,25 @@ class EngineTraining:
         if not trained:
             return
         by_name = {job.name: job for job in trained}
-        with tempfile.TemporaryDirectory(prefix="unified-variants-") as folder, self._engine() as engine:
+        with tempfile.TemporaryDirectory(prefix="unified-variants-") as folder, self._engine(len(trained)) as engine:
             files = _write_data(trained, Path(folder))
             specs = {job.name: self._spec(job, files[id(job.data)]) for job in trained}
             yield from _submit(engine, specs)
             for result in engine.run():
                 yield _trained(by_name[result.name], result)
 
-    def _engine(self) -> Engine:
+    def _engine(self, num_jobs: int) -> Engine:
+        slots, threads = self.slots, self.threads
+        cores = num_usable_cores()
+        if (slots, threads) == ("auto", None) and parse_device(self.device) == ("cpu",) and num_jobs >= _MANY * cores:
+            slots, threads = cores, 1  # as good as any plan, and nothing need be timed for it
         return Engine(
-            slots=self.slots, threads=self.threads, device=self.device, stacking=self.stacking, listeners=self.listeners
+            scheduler="fcfs",  # jobs come the largest first, so that the last ones to end are short
+            slots=slots,
+            threads=threads,
+            device=self.device,
+            stacking=self.stacking,
+            listeners=self.listeners,
         )
 
     def _spec(self, job: TrainJob, file: Path) -> JobSpec:

@@ -155,8 +155,12 @@ def _cells(family: Family, known: Known) -> dict[str, Text]:
         "parameters": count_text(variant.num_parameters),
         "FLOPs": count_text(variant.flops),
         "size": bytes_text(variant.num_bytes),
-        **{task: f"{scores[task]:.2%}" if task in scores else MISSING for task in family.task_names},
-        **_latencies(profile),
+    }
+    latencies = _latencies(profile)
+    for task in family.task_names:
+        title = f"{task} score" if task in (*texts, *latencies) else task
+        texts[title] = f"{scores[task]:.2%}" if task in scores else MISSING
+    texts |= latencies | {
         "": f"rejected: {known.problem}" if known.problem else "disturbed" if profile and profile.is_suspect else "",
     }
     return {title: Text(text) for title, text in texts.items()}

@@ -47,7 +47,7 @@ class BuildLive:
         self._num_done = 0
         self._last: list[str] = []
         self._begin = time.monotonic()
-        self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4, transient=True)
+        self._live = Live(console=console, get_renderable=self.drawn, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Tell:
         """Begin to draw."""
@@ -69,7 +69,8 @@ class BuildLive:
             case Stored():
                 pass
 
-    def _draw(self) -> RenderableType:
+    def drawn(self) -> RenderableType:
+        """Return what is shown now."""
         seconds = seconds_text(time.monotonic() - self._begin)
         if self._stage is None:
             return Text(f"reading the network and the data … {seconds}")
@@ -104,7 +105,7 @@ def event_lines(event: Event) -> list[str]:
     """Return what people are told of an event, a line or none.
 
     >>> event_lines(NetworkDone(stage=Stage.TRAIN, name="parent", seconds=2.5, loss=0.25))
-    ['train parent: loss 0.25, 2.50 s']
+    ['train parent: loss 0.25, 2.5 s']
     """
     match event:
         case StageBegan():
