@@ -44,22 +44,33 @@ class Program(nn.Module):
         super().__init__()
         self.tasks = tuple(recipe.outputs)
         self.num_inputs = recipe.num_inputs
-        # names with dots, which register_buffer refuses; one dict keeps a call cheap
-        self._buffers.update((name, tensors[name]) for name in recipe.tensors)
+        self._homes = [(_home(self, name)._buffers, name.rpartition(".")[2]) for name in recipe.tensors]
+        for (home, key), name in zip(self._homes, recipe.tensors, strict=True):
+            home[key] = tensors[name]
         self._function = compiled(recipe)
-        super().train(False)
+        for module in self.modules():
+            module.training = False
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Return ``{task: (batch, ...)}`` for inputs ``(batch, ...)`` in the order of the family."""
         if len(inputs) != self.num_inputs:
             raise ServingError(f"expected {self.num_inputs} inputs, got {len(inputs)}")
-        return dict(zip(self.tasks, self._function(*inputs, *self._buffers.values()), strict=True))
+        return dict(zip(self.tasks, self._function(*inputs, *(home[key] for home, key in self._homes)), strict=True))
 
     def train(self, mode: bool = True) -> Program:
         """Stay in evaluation mode; raises ServingError if another is asked for."""
         if mode:
             raise ServingError("a stored network answers in evaluation mode only: train the network that it was made from")
         return self
+
+
+def _home(root: nn.Module, name: str) -> nn.Module:
+    """Return the module under ``root`` that a name with dots lies in; what is missing on the way is made."""
+    for part in name.split(".")[:-1]:
+        if part not in root._modules:
+            root._modules[part] = nn.Module()
+        root = root.get_submodule(part)
+    return root
 
 
 def write_program(module: nn.Module, examples: tuple[Tensor, ...], folder: Path) -> None:

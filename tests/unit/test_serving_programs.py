@@ -277,3 +277,12 @@ def test_the_list_names_operators_that_only_compute():
             assert all(argument.alias_info is None or not argument.alias_info.is_write for argument in found._schema.arguments)
         assert usable, f"{name} is on the list for nothing"
     assert all(callable(resolve(f"number.{name}")[0]) for name in NUMBERS)
+
+
+def test_what_was_read_can_be_written_again_and_copied(tmp_path):
+    write_program(Panels().eval(), panels(), tmp_path / "first")
+    program = read_program(tmp_path / "first")
+    assert list(program.state_dict()) == list(copy.deepcopy(program).state_dict())
+    write_program(copy.deepcopy(program), panels(), tmp_path / "second")
+    expected, got = program(*panels(3)), read_program(tmp_path / "second")(*panels(3))
+    assert all(torch.equal(expected[task], got[task]) for task in expected)
