@@ -8,12 +8,12 @@ import ipaddress
 def is_loopback_host(host: str) -> bool:
     """Return whether a ``Host`` header, with or without a port, names this machine as itself.
 
-    >>> [is_loopback_host(host) for host in ("127.0.0.1:80", "localhost", "[::1]:80", "example.org", "127.0.0.1.nip.io")]
-    [True, True, True, False, False]
+    >>> [is_loopback_host(host) for host in ("127.0.0.1:8080", "localhost", "[::1]:80", "example.org", "127.0.0.1.nip.io", "")]
+    [True, True, True, False, False, False]
     """
-    name, colon, port = host.rpartition(":")
-    if not colon or not port.isdecimal():
-        name = host
+    name, _, port = host.rpartition(":") if _has_port(host) else (host, "", "")
+    if port and not port.isdecimal():
+        return False
     name = name.lower().removesuffix(".")
     return name == "localhost" or is_loopback_address(name.removeprefix("[").removesuffix("]"))
 
@@ -24,3 +24,7 @@ def is_loopback_address(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
+
+
+def _has_port(host: str) -> bool:
+    return host.rpartition("]")[2].count(":") == 1

@@ -18,9 +18,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.http.loopback import is_loopback_host
 from unified.service.http_context import bearer, identify
 from unified.service.http_problems import HttpError, error_response, problem_response
-from unified.service.loopback import is_loopback_host
 
 MAX_BODY_BYTES = 1 << 16  #: of a POST that hands nothing in
 BODY_SECONDS = 10.0  #: within which it must have come
