@@ -50,7 +50,7 @@ def _sound(found: Found) -> Iterator[Target]:
     )
     yield Target(id="V6", measure="malformed_requests", value=(fuzz or {}).get("requests"), op=">=", bound=100_000)
     yield Target(id="V6", measure="status_5xx", value=(fuzz or {}).get("status_5xx"), op="=", bound=0)
-    yield Target(id="V6", measure="memory_growth_mib", value=(fuzz or {}).get("growth_mib"), op="<=", bound=1)
+    yield Target(id="V6", measure="memory_growth_mib", value=(fuzz or {}).get("growth_mib"), op="<=", bound=4)
 
 
 def _batching(found: Found | None) -> Iterator[Target]:

@@ -14,6 +14,7 @@ import torch
 from benchmarks.serving_build import run_unified
 from benchmarks.serving_fuzz import run_fuzz
 from benchmarks.serving_panels import small_network
+from benchmarks.serving_parsing import measure_parsing
 from benchmarks.serving_select import measure_select
 from benchmarks.serving_server import lost_in_drain, lost_in_swap, serving, write_requests
 from serving.data import TaskData
@@ -147,7 +148,15 @@ class Stages:
                             run = {"load": name, "repeat": repeat, "batching": batching, "concurrency": concurrency}
                             runs.append(run | _summary(seen))
                             say(f"{name}, {concurrency} clients, {'batching' if batching else 'none'}: {_spoken(runs[-1])}")
-        return {"runs": runs} | _judged(runs)
+        return {"runs": runs, "read_ms": self._read_ms()} | _judged(runs)
+
+    def _read_ms(self) -> dict[str, float]:
+        """Return what reading a request takes, by how tensors are sent."""
+        family = VariantStore.open(self.work / "variants").family(FAMILY)
+        return {
+            name: measure_parsing(self._requests(f"{name}.requests", LOADS["fast"], binary=binary), family)
+            for name, binary in (("json", False), ("binary", True))
+        }
 
     def drain(self, _: Say) -> dict[str, Any]:
         """Stop a server under load."""
@@ -170,10 +179,10 @@ class Stages:
         run_unified(command, self.work / "figures.log")
         return sorted(path.name for path in out.iterdir())
 
-    def _requests(self, name: str, parameters: list[dict[str, Any]]) -> Path:
+    def _requests(self, name: str, parameters: list[dict[str, Any]], *, binary: bool = True) -> Path:
         inputs = torch.load(self.work / "data" / "test.pt", weights_only=True)["inputs"][:64]
         input_name = VariantStore.open(self.work / "variants").family(FAMILY).inputs[0].name
-        return write_requests(self.work / name, inputs, parameters, binary=True, name=input_name)
+        return write_requests(self.work / name, inputs, parameters, binary=binary, name=input_name)
 
     def _replace_fastest(self) -> None:
         """Put a copy of the fastest variant, its weights hardly changed, in its place."""

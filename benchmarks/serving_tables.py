@@ -71,6 +71,10 @@ def _loads(found: Found) -> Iterator[Table]:
         cells = [f"{figures[0]:.0f}", *(f"{value:.2f}" for value in figures[1:]), late, spread]
         table.add_row(load, str(concurrency), "yes" if batching else "no", *cells)
     yield table
+    table = _table("reading a request of one panel", ("tensors", "ms"))
+    for name, milliseconds in found["read_ms"].items():
+        table.add_row(name, f"{milliseconds:.3f}")
+    yield table
 
 
 def _select(found: Found) -> Iterator[Table]:
