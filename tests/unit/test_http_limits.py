@@ -213,6 +213,15 @@ def test_single_bytes_prolong_nothing():
                 time.sleep(0.02)
 
 
+def test_what_is_no_http_is_answered_like_all_else(root):
+    with served(root) as (_, url), socket.create_connection(address_of(url), timeout=20) as connection:
+        connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: connection.recv(1 << 16), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/problem+json" in head.lower()
+    assert (json.loads(body)["status"], json.loads(body)["code"]) == (400, "http")
+
+
 def test_the_oldest_make_room():
     with contextlib.ExitStack() as stack:
         address, _ = stack.enter_context(bounded_server(head_seconds=600, max_idle=3))
