@@ -1,4 +1,4 @@
-"""What leads to this machine and to no other: addresses to listen on, and hosts that a request names."""
+"""Who asks a server that trusts this machine: addresses to listen on, hosts that a request names, pages behind it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,22 @@ def is_loopback_address(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
+
+
+def is_foreign(fetch_site: str | None, origin: str | None, host: str) -> bool:
+    """Return whether a browser says that a page of another origin is behind a request; programs say nothing.
+
+    Args:
+        fetch_site: The request's ``Sec-Fetch-Site``.
+        origin: Its ``Origin``.
+        host: Its ``Host``.
+
+    >>> is_foreign(None, None, "localhost"), is_foreign(None, "http://localhost", "localhost"), is_foreign("x", None, "")
+    (False, False, True)
+    """
+    if fetch_site not in (None, "none", "same-origin"):
+        return True
+    return origin is not None and origin not in (f"http://{host}", f"https://{host}")
 
 
 def _has_port(host: str) -> bool:
