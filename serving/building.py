@@ -19,12 +19,11 @@ from serving.networks.reading import read_network
 from serving.plans import Plan
 from serving.progress import Event, LeftOut, Stored, Tell, tell_nobody
 from serving.records import DTYPES, Family, TensorSpec, Variant
-from serving.store import VariantStore
+from serving.store import NUM_EXAMPLES, VariantStore
 from serving.tasks import describe_tasks
 from serving.training import Train, train_plainly
 
 PAPER = Plan()  #: MTLsys, section 4.2: of three tasks, 40 variants
-NUM_EXAMPLES = 8  #: samples by which a network is read and what is written of it is checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +136,7 @@ def open_store(path: Path | str, family: Family, names: Iterable[str]) -> tuple[
         ServingError: If the store has another family of that name, or variants of these names.
     """
     path = Path(path)
-    there = VariantStore.open(path).families().get(family.name) if (path / "store.sqlite").is_file() else None
+    there = VariantStore.open(path).families().get(family.name) if VariantStore.is_there(path) else None
     if there is None:
         return VariantStore.create(path, family), family
     if _signature(there) != _signature(family):

@@ -197,8 +197,8 @@ class _Run:
     def time(self, variants: Sequence[Variant]) -> tuple[str, ...]:
         """Measure latencies that are not known, or were disturbed; return the ids of those variants."""
         known = {} if self._options.force else self._store.metadata.profiles(self._family, self._hardware.fingerprint)
-        todo = [variant for variant in variants if not self._is_done(known.get(variant.id))]
-        todo = [variant for variant in todo if self._load(variant) is not None]
+        usable = [variant for variant in variants if variant.id not in self.unreadable]
+        todo = [variant for variant in usable if not self._is_done(known.get(variant.id))]
         inputs = {rows: _rows(self._store.examples(self._family), rows) for rows in self._options.batches} if todo else {}
         done = 0
         for group in _groups(todo):

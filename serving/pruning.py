@@ -23,9 +23,8 @@ import torch_pruning
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from fusion.graph.capture import at_batch
-from fusion.graph.flop_counter import FlopCounter
 from fusion.graph.operators import HEAVY, packet
+from serving.counting import count
 from serving.errors import ServingError
 from serving.networks.layers import Attention
 
@@ -47,21 +46,6 @@ class RatioOf(StrEnum):
     CHANNELS = "channels"  #: of each layer
     PARAMETERS = "parameters"  #: of the network
     FLOPS = "flops"  #: of the network
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """How large a network is.
-
-    Attributes:
-        num_parameters: Elements, shared ones once.
-        flops: For one sample, two for each multiply-add.
-        num_bytes: Of parameters and buffers.
-    """
-
-    num_parameters: int
-    flops: int
-    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,23 +109,6 @@ def prune_network(
         most = pruner.at((_STEPS - 1) / _STEPS).achieved[ratio_of]
         raise ServingError(f"expected a ratio of {ratio_of} that pruning can reach, at most {most:.2f} here; got {ratio}")
     return found
-
-
-def count(network: nn.Module, examples: tuple[Tensor, ...]) -> Counts:
-    """Return how large a network is; its mode and gradients stay as they are."""
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad(), FlopCounter() as counter:
-            network(*at_batch(examples, 1))
-    finally:
-        network.train(was_training)
-    tensors = [*network.parameters(), *network.buffers()]
-    return Counts(
-        num_parameters=sum(parameter.numel() for parameter in network.parameters()),
-        flops=counter.get_total_flops(),
-        num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-    )
 
 
 def amounts(network: nn.Module, examples: tuple[Tensor, ...]) -> dict[str, int]:

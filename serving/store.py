@@ -15,8 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from fusion.graph.flop_counter import FlopCounter
 from fusion.timer import evaluating
+from serving.counting import count
 from serving.data import TaskData
 from serving.drafts import Draft
 from serving.errors import DuplicateVariantError, ServingError
@@ -41,7 +41,7 @@ from serving.variant_files import (
     writable,
 )
 
-NUM_EXAMPLES = 8  #: rows of a family's inputs that are kept
+NUM_EXAMPLES = 8  #: rows of a family's inputs that are kept; enough to read a network and check what is written of it
 _DATABASE, _EXAMPLES, _VALIDATION = "store.sqlite", "examples.safetensors", "validation.safetensors"
 # A program may use other kernels than the module it was made of (fused attention, say), which round otherwise.
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-5
@@ -92,6 +92,11 @@ class VariantStore:
                 )
         return cls(path, metadata, family.name)
 
+    @staticmethod
+    def is_there(path: Path | str) -> bool:
+        """Return whether a folder holds a store."""
+        return (Path(path) / _DATABASE).is_file()
+
     @classmethod
     def open(cls, path: Path | str) -> Self:
         """Open a store that is there.
@@ -100,7 +105,7 @@ class VariantStore:
             ServingError: If it is missing, of something else, of a newer version, damaged, or cannot be written.
         """
         path = Path(path)
-        if not (path / _DATABASE).is_file():
+        if not cls.is_there(path):
             raise ServingError(f"{path} is no store of variants: it has no {_DATABASE}; 'unified variants build' makes one")
         metadata = Metadata.open(path / _DATABASE)
         families = metadata.families()
@@ -290,8 +295,6 @@ class VariantStore:
         network = read_program(program)
         with torch.no_grad():
             given = network(*examples)
-            with FlopCounter() as counter:
-                network(*(tensor[:1] for tensor in examples))
         for task in tasks:
             if not torch.allclose(given[task], wanted[task], rtol=_RELATIVE, atol=_ABSOLUTE):
                 worst = float((given[task] - wanted[task]).abs().max())
@@ -300,7 +303,7 @@ class VariantStore:
                     " its forward must depend on its inputs and weights only"
                 )
         parents = {variant.name: variant.id for variant in self.variants(family.name)}
-        state = network.state_dict(keep_vars=True).values()
+        size = count(network, examples)
         key, weights = identify(program, tasks)
         return Variant(
             id=key,
@@ -311,9 +314,9 @@ class VariantStore:
             parent=None if draft.parent is None else parents.get(draft.parent),
             ratio=draft.ratio,
             achieved=dict(draft.achieved),
-            num_parameters=sum(parameter.numel() for parameter in draft.module.parameters()),
-            flops=counter.get_total_flops(),
-            num_bytes=sum(tensor.nbytes for tensor in state),
+            num_parameters=sum(parameter.numel() for parameter in draft.module.parameters()),  # a program's are buffers
+            flops=size.flops,
+            num_bytes=size.num_bytes,
             weights_sha256=weights,
             provenance=dict(draft.provenance) | ({"parent": draft.parent} if draft.parent else {}),
         )

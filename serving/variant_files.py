@@ -21,8 +21,9 @@ from torch import Tensor
 from fusion.search.weight_files import replace_file
 from serving.data import TaskData
 from serving.errors import ServingError
+from serving.networks.programs import GRAPH_NAME, WEIGHTS_NAME
 
-GRAPH, WEIGHTS, RECORD = "graph.json", "model.safetensors", "variant.json"
+RECORD = "variant.json"
 _NEW = ".new-"
 
 
@@ -108,7 +109,7 @@ def identify(folder: Path, tasks: Sequence[str]) -> tuple[str, str]:
     Raises:
         ServingError: If a file is missing or cannot be read.
     """
-    graph, weights = (_sha256(folder / name) for name in (GRAPH, WEIGHTS))
+    graph, weights = (_sha256(folder / name) for name in (GRAPH_NAME, WEIGHTS_NAME))
     return hashlib.sha256(json.dumps([graph, weights, list(tasks)]).encode()).hexdigest()[:16], weights
 
 

@@ -162,26 +162,22 @@ def subsets(text: str) -> str | tuple[tuple[str, ...], ...]:
 
 def weights(text: str) -> dict[str, float]:
     """Return numbers above 0 by task, such as ``age=0.004,sex=1``."""
-    found: dict[str, float] = {}
-    for part in text.split(","):
-        task, equals, number = part.partition("=")
-        if not equals or not task.strip():
-            raise argparse.ArgumentTypeError(f"expected weights by task, such as age=0.004,sex=1; got {text!r}")
-        found[task.strip()] = above_zero(number)
-    return found
+    return _by_task(text, above_zero, "weights by task, such as age=0.004,sex=1")
 
 
 def floors(text: str) -> float | dict[str, float]:
     """Return a score from 0 to 1 for all tasks, or scores by task, such as ``age=0.8,sex=0.95``."""
     score = within(0, 1)
-    if "=" not in text:
-        return score(text)
+    return _by_task(text, score, "scores by task, such as age=0.8,sex=0.95") if "=" in text else score(text)
+
+
+def _by_task(text: str, read: Callable[[str], float], what: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for part in text.split(","):
         task, equals, number = part.partition("=")
         if not equals or not task.strip():
-            raise argparse.ArgumentTypeError(f"expected scores by task, such as age=0.8,sex=0.95; got {text!r}")
-        found[task.strip()] = score(number)
+            raise argparse.ArgumentTypeError(f"expected {what}; got {text!r}")
+        found[task.strip()] = read(number)
     return found
 
 

@@ -26,7 +26,7 @@ from unified.results import write_json
 from unified.summary import Summary, finite
 from unified.sweep_results import sweep_results, write_sweeps
 from unified.tables import final_table, plan_tables
-from unified.terminal import line_writer, make_console, show
+from unified.terminal import can_redraw, line_writer, make_console, show
 from unified.timeline import Timeline
 
 EXIT_DONE, EXIT_ERROR, EXIT_JOB_FAILED, EXIT_INTERRUPTED = 0, 1, 3, 130
@@ -161,7 +161,7 @@ def _view(
     """Return what shows the run while it goes on: a context to be in, and the listeners that it needs."""
     if as_json:
         return nullcontext(), [JsonLines(sys.stdout)]
-    if not sys.stdout.isatty() or console.is_dumb_terminal:
+    if not can_redraw(console):
         return nullcontext(), [PlainLines(sys.stdout)]
 
     def announce(event: Event) -> None:

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable
 
 import unified
+from serving.http.listening import address_of, listen
 from serving.http.loopback import is_loopback_address
 from serving.http.one_family import OneFamily
-from serving.http.process import HttpOptions, address_of, listen, serve
+from serving.http.process import HttpOptions, serve
 from serving.profiling import profile
 from serving.runtime.options import ServiceOptions
 from serving.runtime.service import Service

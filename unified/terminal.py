@@ -54,6 +54,11 @@ class LineView(Generic[Event]):
             self._write(line)
 
 
+def can_redraw(console: Console) -> bool:
+    """Return whether what was written on stdout can be drawn over: it is a terminal that is able to."""
+    return sys.stdout.isatty() and not console.is_dumb_terminal
+
+
 def make_console() -> Console:
     """Return a console on stdout: as wide as the terminal, wide enough for any table elsewhere."""
     from rich.console import Console  # only where tables are printed

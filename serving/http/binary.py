@@ -51,7 +51,7 @@ class RawTensors:
             raise bad_request("data", f"expected only the bytes of the inputs behind the JSON, got {left} more")
 
 
-def split(body: bytearray, header: str | None) -> tuple[memoryview, RawTensors]:
+def split(body: bytearray, header: str | None) -> tuple[bytes | bytearray, RawTensors]:
     """Return the JSON of a request and what is behind it.
 
     Args:
@@ -63,11 +63,11 @@ def split(body: bytearray, header: str | None) -> tuple[memoryview, RawTensors]:
     """
     view = memoryview(body)
     if header is None:
-        return view, RawTensors(view[:0])
+        return body, RawTensors(view[:0])
     if not (header.isascii() and header.isdigit() and len(header) < 16 and 0 < int(header) <= len(body)):
         raise bad_request("header", f"expected {HEADER} from 1 to {len(body)}, the length of the body; got {shown(header)}")
     length = int(header)
-    return view[:length], RawTensors(view[length:])
+    return bytes(view[:length]), RawTensors(view[length:])
 
 
 def joined(content: bytes, tensors: Sequence[bytes]) -> tuple[bytes, list[tuple[bytes, bytes]]]:

@@ -1,17 +1,19 @@
 """HTTP/1.1 connections: who brings no request does not keep others out, and what is no HTTP is answered like all else.
 
-uvicorn waits for ever for the end of a request's head, and for readers who do not read. So whoever is not being answered has
-a deadline, and there is only so much room for them.
+uvicorn waits for ever for the end of a request's head, and for readers who do not read, and counts them among its connections:
+a thousand that say nothing shut everybody out. So whoever is not being answered has a deadline, and there is only so much room
+for them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import h11
+from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
@@ -21,21 +23,28 @@ class ConnectionLimits:
 
     Attributes:
         head_seconds: How long a new one may take to bring the whole head of a request.
-        keep_alive_seconds: How long one may take to bring a further one, or to take more of its last answer.
+        keep_alive_seconds: How long one may take to bring the head of a further one.
+        send_seconds: How long one may take nothing of what is left of its last answer.
         max_idle: How many there may be at a time; one more costs the oldest its place.
     """
 
     head_seconds: float = 10.0
     keep_alive_seconds: float = 60.0
+    send_seconds: float = 60.0
     max_idle: int = 400
 
 
-def bounded_protocol(given: ConnectionLimits | None = None) -> type[H11Protocol]:
+#: Gives the answer to bytes that are no HTTP, by what is wrong with them; the connection ends with it.
+Refuse = Callable[[str], Response]
+
+
+def bounded_protocol(refuse_as: Refuse, given: ConnectionLimits | None = None) -> type[H11Protocol]:
     """Return a protocol for one server, which closes connections that bring no request."""
 
     class Bounded(_Bounded):
         idle: dict[_Bounded, None] = {}  # noqa: RUF012 - of all connections of this server, the oldest first
         limits = given or ConnectionLimits()
+        refuse = staticmethod(refuse_as)
 
     return Bounded
 
@@ -45,6 +54,7 @@ class _Bounded(H11Protocol):
 
     idle: dict[_Bounded, None]
     limits: ConnectionLimits
+    refuse: Refuse
     _deadline: asyncio.TimerHandle | None = None
     _num_unsent: int | None = None  #: of the last answer, when that was last looked at
 
@@ -75,11 +85,10 @@ class _Bounded(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # in the middle of an answer
             self._abort()
             return
-        body = json.dumps({"error": f"http: {msg}"}).encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        answer = self.refuse(msg)
         for event in (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=body),
+            h11.Response(status_code=answer.status_code, headers=answer.raw_headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(answer.body)),
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
@@ -107,7 +116,7 @@ class _Bounded(H11Protocol):
         num_unsent = self.transport.get_write_buffer_size()
         if num_unsent and num_unsent != self._num_unsent:  # a slow reader, who is getting on
             self._num_unsent = num_unsent
-            self._deadline = self.loop.call_later(self.limits.keep_alive_seconds, self._pass_deadline)
+            self._deadline = self.loop.call_later(self.limits.send_seconds, self._pass_deadline)
         else:
             self._abort()
 

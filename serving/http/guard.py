@@ -12,7 +12,7 @@ from collections.abc import Callable
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.http.loopback import is_loopback_host
+from serving.http.loopback import is_foreign, is_loopback_host
 from serving.http.problems import error_response
 
 MAX_REQUESTS = 1000  #: that are being answered at a time
@@ -66,17 +66,9 @@ class Guard:
         host = headers.get(b"host", "")
         if not is_loopback_host(host):
             return error_response(421, "host", f"expected this machine as the host, such as 127.0.0.1; got {host[:100]!r}")
-        if _is_foreign(headers, host):
+        if is_foreign(headers.get(b"sec-fetch-site"), headers.get(b"origin"), host):
             return error_response(403, "cross_site", "this comes from a page of another site; only this machine's own may ask")
         return None
 
 
 _READ = frozenset({b"host", b"origin", b"sec-fetch-site"})
-
-
-def _is_foreign(headers: dict[bytes, str], host: str) -> bool:
-    """Return whether a browser says that a page of another origin is behind the request; programs say nothing."""
-    if headers.get(b"sec-fetch-site", "none") not in {"none", "same-origin"}:
-        return True
-    origin = headers.get(b"origin")
-    return origin is not None and origin not in (f"http://{host}", f"https://{host}")

@@ -53,6 +53,11 @@ def error_response(status: int, code: str, message: str, headers: Mapping[str, s
     return Response(content, status, headers=headers, media_type="application/json")
 
 
+def no_http(message: str) -> Response:
+    """Return the answer to bytes that are no HTTP."""
+    return error_response(400, "http", message, {"Connection": "close"})
+
+
 def refusal_response(refused: Refused) -> Response:
     """Return the answer to a request that is refused; a 503 says after how many seconds to try again."""
     status, headers = STATUSES[refused.kind], {}

@@ -12,10 +12,11 @@ from types import FrameType
 
 import uvicorn
 
-from serving.errors import ServingError
 from serving.http.app import make_app
 from serving.http.connections import bounded_protocol
+from serving.http.listening import address_of
 from serving.http.loopback import is_loopback_address
+from serving.http.problems import no_http
 from serving.runtime.service import Service
 
 EXIT_DONE, EXIT_LOST, EXIT_INTERRUPTED = 0, 1, 130
@@ -42,21 +43,6 @@ class HttpOptions:
     drain_seconds: float = 30.0
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket to serve on; raises ServingError if that address cannot be listened on."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
-        # By the number: Python adds the address again. What is negative is a resolver's, with words of its own.
-        number = getattr(error, "errno", None) or 0
-        why = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
-        raise ServingError(f"cannot listen on {host}:{port}: {why}; choose another --http") from error
-    # asyncio sets this on sockets that it made itself only: without it, an answer in two parts takes 40 ms more.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
 def serve(
     service: Service,
     listener: socket.socket,
@@ -72,7 +58,7 @@ def serve(
 
     Args:
         service: Not started yet.
-        listener: Of :func:`listen`.
+        listener: Of :func:`serving.http.listening.listen`.
         options: How.
         say: Told a line at a time what happens.
         prepare: What must be done before the service can start; in a thread, while the server says that it is not ready.
@@ -112,12 +98,6 @@ async def _serve(
     return EXIT_DONE
 
 
-def address_of(listener: socket.socket) -> str:
-    """Return the URL that a socket is reached at."""
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
 async def _start(service: Service, prepare: Callable[[], None]) -> None:
     await asyncio.to_thread(prepare)
     await service.start()
@@ -147,7 +127,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=bounded_protocol(),
+                http=bounded_protocol(no_http),
                 lifespan="off",
                 log_level="error",
                 access_log=False,

@@ -1,6 +1,6 @@
 """Tensors as clients write them: in JSON, flat or nested, or as raw bytes; and the other way round.
 
-Nothing is modelled in pydantic: 3,136 numbers take 0.9 ms to parse as JSON, 0.1 ms to check and convert, and 2 us as bytes.
+Nothing is modelled in pydantic: 3,136 numbers take 0.1 ms to parse as JSON, 0.1 ms to check and convert, and 2 us as bytes.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.http.loopback import is_loopback_host
 from tests.unit.http_service import add_job, local_client, make_tokens, token_client
 from unified.queue.verbs import Queue
-from unified.service.loopback import is_loopback_host
 
 JSON = {"Content-Type": "application/json"}
 

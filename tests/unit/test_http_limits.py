@@ -16,6 +16,8 @@ import pytest
 import uvicorn
 from starlette.types import Message
 
+from serving.http.connections import ConnectionLimits, bounded_protocol
+from serving.http.problems import no_http
 from tests.unit.http_service import LOCAL, add_job, local_client, make_tokens, served, token_client
 from unified.job_state import JobState
 from unified.queue.verbs import Queue
@@ -23,7 +25,6 @@ from unified.service import http_guard, http_streams
 from unified.service.http_app import make_app
 from unified.service.http_guard import MAX_BODY_BYTES
 from unified.service.http_problems import HttpError
-from unified.service.http_protocol import Limits, bounded_protocol
 from unified.service.http_streams import MAX_STREAMS_PER_USER, Streams
 
 JSON = {"Content-Type": "application/json"}
@@ -172,7 +173,8 @@ async def answering(scope, receive, send):
 @contextlib.contextmanager
 def bounded_server(**limits):
     """A server in a thread that gives up on who brings no request; yields its address and connections."""
-    config = uvicorn.Config(answering, http=bounded_protocol(Limits(**limits)), lifespan="off", log_level="critical", ws="none")
+    protocol = bounded_protocol(no_http, ConnectionLimits(keep_alive_seconds=limits["head_seconds"], **limits))
+    config = uvicorn.Config(answering, http=protocol, lifespan="off", log_level="critical", ws="none")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -209,6 +211,15 @@ def test_single_bytes_prolong_nothing():
             while True:
                 connection.sendall(b"X")
                 time.sleep(0.02)
+
+
+def test_what_is_no_http_is_answered_like_all_else(root):
+    with served(root) as (_, url), socket.create_connection(address_of(url), timeout=20) as connection:
+        connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: connection.recv(1 << 16), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/problem+json" in head.lower()
+    assert (json.loads(body)["status"], json.loads(body)["code"]) == (400, "http")
 
 
 def test_the_oldest_make_room():

@@ -7,7 +7,8 @@ import json
 import uvicorn
 
 from serving.http.connections import ConnectionLimits, bounded_protocol
-from serving.http.process import listen
+from serving.http.listening import listen
+from serving.http.problems import no_http
 from tests.unit.serving_runtime import run
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -23,7 +24,7 @@ async def answer(scope, receive, send):
 async def served(**limits):
     """A server with these limits; gives a function that connects to it."""
     given = ConnectionLimits(**({"head_seconds": FAR, "keep_alive_seconds": FAR} | limits))
-    config = uvicorn.Config(answer, http=bounded_protocol(given), lifespan="off", log_level="critical", ws="none")
+    config = uvicorn.Config(answer, http=bounded_protocol(no_http, given), lifespan="off", log_level="critical", ws="none")
     server = uvicorn.Server(config)
     listener = listen("127.0.0.1", 0)
     serving = asyncio.create_task(server._serve(sockets=[listener]))  # without its handlers of signals

@@ -139,6 +139,8 @@ WRONG = {
     "other bytes": (b'{"id": "\xff"}', "json"),
     "a list": ([], "json"),
     "NaN": (b'{"inputs": [NaN]}', "json"),
+    "a number beyond all": (b'{"inputs": [-Infinity]}', "json"),
+    "half a character": (b'{"id": "\\ud800"}', "json"),
     "too deep": (b"[" * 100_000, "json"),
     "a number too long": (b'{"id": ' + b"1" * 5000 + b"}", "json"),
     "unknown field": (request(output=[]), "json"),

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
+from serving.counting import count
 from serving.errors import ServingError
 from serving.networks.programs import read_program, write_program
 from serving.networks.reading import read_network
-from serving.pruning import Criterion, RatioOf, count, prune_network
+from serving.pruning import Criterion, RatioOf, prune_network
 from tests.unit import merging_networks
 from tests.unit.serving_networks import MODELS, network_of, panels, texts
 

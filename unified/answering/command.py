@@ -19,7 +19,7 @@ from unified.listeners import json_line
 from unified.quantities import count_text, plural
 from unified.run_command import EXIT_DONE
 from unified.summary import finite
-from unified.terminal import line_writer, make_console, show
+from unified.terminal import can_redraw, line_writer, make_console, show
 
 _BY_MEMBER = "member by member"
 _MEASURED = "this is fastest for its shape, measured"
@@ -123,7 +123,7 @@ def _progress(console: Console, *, is_silent: bool) -> Iterator[Callable[[str], 
     """Give what tells people what is being done: in place on a terminal, line by line elsewhere."""
     if is_silent:
         yield lambda _: None
-    elif sys.stdout.isatty() and not console.is_dumb_terminal:
+    elif can_redraw(console):
         with console.status("starting") as status:
             yield lambda text: status.update(f"{text} …")
     else:

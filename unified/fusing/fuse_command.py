@@ -29,7 +29,7 @@ from unified.fusing.writing import SEARCH, forget
 from unified.listeners import json_line
 from unified.run_command import EXIT_DONE, EXIT_INTERRUPTED, terminated_like_interrupted
 from unified.summary import finite
-from unified.terminal import line_writer, make_console, show
+from unified.terminal import can_redraw, line_writer, make_console, show
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,7 @@ def make_room(options: FuseOptions) -> None:
 
 
 def _view(console: Console, config: Config, *, as_json: bool) -> AbstractContextManager[Listener]:
-    if as_json or not sys.stdout.isatty() or console.is_dumb_terminal:
+    if as_json or not can_redraw(console):
         return fuse_lines(sys.stdout, str(config.metric), as_json=as_json)
     limit = None if config.candidates == float("inf") else int(config.candidates)
     return FuseLive(console, str(config.metric), num_candidates=limit, budget_seconds=config.budget_seconds)

@@ -27,7 +27,7 @@ from unified.merging.views import Listener, MergeLive, merge_lines
 from unified.merging.writing import check_room
 from unified.run_command import EXIT_DONE, EXIT_INTERRUPTED, terminated_like_interrupted
 from unified.summary import finite
-from unified.terminal import line_writer, make_console, show
+from unified.terminal import can_redraw, line_writer, make_console, show
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ def _set_threads(options: MergeOptions, settings: MergeSettings) -> Prepare | No
 
 
 def _view(console: Console, *, as_json: bool) -> AbstractContextManager[Listener]:
-    if as_json or not sys.stdout.isatty() or console.is_dumb_terminal:
+    if as_json or not can_redraw(console):
         return merge_lines(sys.stdout, as_json=as_json)
     return MergeLive(console)
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from serving.http.loopback import is_loopback_host
 from unified.errors import InvalidSubmission, Problem, UnifiedError
 from unified.quantities import bytes_text
 from unified.queue.errors import AmbiguousIdError, ConflictError, RefusedError, UnknownJobError
@@ -21,7 +22,6 @@ from unified.queue.job_folder import list_folder, named_sources, parse_fields, r
 from unified.queue.shared_files import submitter_sources
 from unified.service.client_doors import Standing, standing_of
 from unified.service.http_models import Job, Upload
-from unified.service.loopback import is_loopback_host
 from unified.sweeps import member_fields
 
 _TRIES = 6  #: of a request whose connection broke: about 6 s in all

@@ -9,7 +9,6 @@ FastAPI reads a body before it asks who sends it, so bodies are bounded here; ro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NoReturn
 
 import anyio
@@ -18,9 +17,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.http.loopback import is_foreign, is_loopback_host
 from unified.service.http_context import bearer, identify
 from unified.service.http_problems import HttpError, error_response, problem_response
-from unified.service.loopback import is_loopback_host
 
 MAX_BODY_BYTES = 1 << 16  #: of a POST that hands nothing in
 BODY_SECONDS = 10.0  #: within which it must have come
@@ -80,12 +79,13 @@ class Guard:
         await (refusal or self._app)(scope, receive, send_with_headers)
 
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
-        if self._is_local and not is_loopback_host(headers.get("host", "")):
-            detail = f"expected this machine as the host, such as 127.0.0.1, got {headers.get('host', '')!r}"
+        host = headers.get("host", "")
+        if self._is_local and not is_loopback_host(host):
+            detail = f"expected this machine as the host, such as 127.0.0.1, got {host!r}"
             return problem_response(421, "host", "Not served under this name", detail)
         if method in _SAFE:
             return None
-        if self._is_local and _is_foreign(headers):
+        if self._is_local and is_foreign(headers.get("sec-fetch-site"), headers.get("origin"), host):
             detail = "this comes from a page of another site; without a token only this machine's own programs may write"
             return problem_response(403, "cross-site", "Refused", detail)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -127,15 +127,3 @@ async def _take_body(request: Request) -> Receive:
 def _refuse_body() -> NoReturn:
     detail = f"expected at most {MAX_BODY_BYTES} bytes; files go to POST {_LARGE_BODIES} or PUT /v1/uploads/SHA256"
     raise HttpError(413, "too-large", "Too large", detail, {"Connection": "close"})
-
-
-def _is_foreign(headers: Headers) -> bool:
-    """Return whether a browser says that a page of another origin is behind the request; programs say nothing."""
-    if headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
-        return True
-    origin = headers.get("origin")
-    return origin is not None and origin not in _own_origins(headers.get("host", ""))
-
-
-def _own_origins(host: str) -> Iterable[str]:
-    return (f"http://{host}", f"https://{host}")

@@ -16,13 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.errors import ServingError
+from serving.http import listening
+from serving.http.loopback import is_loopback_address
 from unified.errors import UnifiedError
-from unified.service.loopback import is_loopback_address
 
 _PARENT_SECONDS = 0.5
 _GRACE_SECONDS = 3  #: for answers that are under way
 _ORPHAN_SECONDS = 2.0  #: within which a process whose parent is gone listens no more
 _KEEP_ALIVE_SECONDS = 5  #: for a further request on a connection
+_HEAD_SECONDS = 10.0  #: for the whole head of a further request, where its first bytes have come
 _MAX_CONNECTIONS = 1000
 
 
@@ -89,17 +92,9 @@ def listen(options: HttpOptions) -> socket.socket:
     """
     check_address(options.host, options.token_file)
     try:
-        family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((options.host, options.port), family=family, backlog=1024)
-    except OSError as error:
-        where = f"{options.host}:{options.port}"
-        # By the number: Python adds the address again. What is negative is a resolver's, with words of its own.
-        number = error.errno or 0
-        why = os.strerror(number) if number > 0 else error.strerror or error
-        raise ListenError(f"cannot listen on {where}: {why}; choose another --http") from error
-    # asyncio sets this on sockets that it made itself only: without it, an answer in two parts takes 40 ms more.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
+        return listening.listen(options.host, options.port)
+    except ServingError as error:
+        raise ListenError(str(error)) from error
 
 
 def check_options(options: HttpOptions) -> None:
@@ -130,10 +125,11 @@ def check_options(options: HttpOptions) -> None:
 def _serve(options: HttpOptions, listener: socket.socket) -> int:
     import uvicorn
 
+    from serving.http.connections import ConnectionLimits, bounded_protocol
     from unified.queue.verbs import Queue
     from unified.service.http_app import make_app
     from unified.service.http_auth import Tokens
-    from unified.service.http_protocol import bounded_protocol
+    from unified.service.http_problems import problem_response
 
     try:
         with Queue.open(options.root):
@@ -145,7 +141,10 @@ def _serve(options: HttpOptions, listener: socket.socket) -> int:
         return 1
     config = uvicorn.Config(
         app,
-        http=bounded_protocol(),
+        http=bounded_protocol(
+            lambda detail: problem_response(400, "http", "No HTTP", detail, headers={"Connection": "close"}),
+            ConnectionLimits(keep_alive_seconds=_HEAD_SECONDS),
+        ),
         log_level="warning",
         server_header=False,
         proxy_headers=False,
@@ -164,8 +163,7 @@ def _serve(options: HttpOptions, listener: socket.socket) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     scheme = "http" if options.tls_cert is None else "https"
-    host, port = listener.getsockname()[:2]
-    sys.stdout.write(f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}\n")
+    sys.stdout.write(f"listening on {listening.address_of(listener, scheme)}\n")
     sys.stdout.flush()
     server.run(sockets=[listener])
     return 0 if server.started else 1

@@ -16,7 +16,7 @@ from unified.listeners import json_line
 from unified.quantities import plural, seconds_text
 from unified.run_command import EXIT_DONE, EXIT_INTERRUPTED, terminated_like_interrupted
 from unified.summary import finite
-from unified.terminal import line_writer, make_console, show
+from unified.terminal import can_redraw, line_writer, make_console, show
 from unified.variants.api import Building, Systems, build_variants
 from unified.variants.views import BuildLive, build_lines, variants_table
 
@@ -95,7 +95,7 @@ def _build(options: BuildOptions, tell: Tell) -> Building:
 
 
 def _view(console: Console, *, as_json: bool) -> AbstractContextManager[Tell]:
-    if as_json or not sys.stdout.isatty() or console.is_dumb_terminal:
+    if as_json or not can_redraw(console):
         return build_lines(sys.stdout, as_json=as_json)
     return BuildLive(console)
 

@@ -20,7 +20,7 @@ from unified.quantities import plural, seconds_text
 from unified.run_command import EXIT_DONE, EXIT_INTERRUPTED, terminated_like_interrupted
 from unified.summary import finite
 from unified.tensor_files import SUFFIXES
-from unified.terminal import line_writer, make_console, show
+from unified.terminal import can_redraw, line_writer, make_console, show
 from unified.variants.data import task_data
 from unified.variants.list_command import families_of
 from unified.variants.profile_views import ProfileLive, Tell, known_table, known_to_json, profile_lines
@@ -95,7 +95,7 @@ def read_held_out(source: Path, family: Family) -> TaskData:
 
 
 def _view(console: Console, *, as_json: bool) -> AbstractContextManager[Tell]:
-    if as_json or not sys.stdout.isatty() or console.is_dumb_terminal:
+    if as_json or not can_redraw(console):
         return profile_lines(sys.stdout, as_json=as_json)
     return ProfileLive(console)
 
