@@ -40,6 +40,8 @@ class Loader:
         self._tasks: dict[str, asyncio.Task[Resident]] = {}
         self._turn = asyncio.Lock()  # one load at a time, in the order in which they were asked for
         self._unused = asyncio.Event()
+        self._has_room = asyncio.Event()  # not set while a load waits for others to leave
+        self._has_room.set()
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="serving-loader", initializer=torch.set_num_threads, initargs=(threads,)
         )
@@ -61,6 +63,10 @@ class Loader:
             task = self._tasks[servable.id] = asyncio.create_task(self._bring(servable))
             task.add_done_callback(lambda done: self._ended(servable.id, done))
         return await asyncio.shield(task)
+
+    async def let_pass(self) -> None:
+        """Wait while a load waits for room: if what is there were used ever anew, it would never leave."""
+        await self._has_room.wait()
 
     def released(self) -> None:
         """Take note that a variant is unused now, which may make room."""
@@ -95,14 +101,15 @@ class Loader:
             return resident
 
     async def _make_room(self, num_bytes: int) -> None:
-        while True:
-            leaving = self._residency.room_for(num_bytes)
-            if leaving is not None:
-                for variant in leaving:
-                    self.evict(variant)
-                return
-            self._unused.clear()
-            await self._unused.wait()
+        try:
+            while (leaving := self._residency.room_for(num_bytes)) is None:
+                self._has_room.clear()
+                self._unused.clear()
+                await self._unused.wait()
+        finally:
+            self._has_room.set()
+        for variant in leaving:
+            self.evict(variant)
 
     async def _bring_now(self, servable: Servable, network: nn.Module | None, *, is_warm: bool) -> Resident:
         started = time.monotonic()
