@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from serving.errors import ServingError
+from serving.fitting import output_problems
 from serving.runtime.events import Event, Evicted, Loaded
 from serving.runtime.residency import Residency, Resident
 from serving.runtime.running import run_batch
@@ -147,9 +148,11 @@ class Loader:
 def _try_out(module: nn.Module, servable: Servable, device: torch.device) -> None:
     """Run a network once: what is set up in a first run is part of loading, as it is in a profile."""
     (ran,) = run_batch(module, [servable.example], device)
-    if ran.error is not None:
+    tasks = [servable.table.family.task(task) for task in servable.variant.tasks]
+    problem = ran.error or "; ".join(output_problems(tasks, ran.outputs or {}, len(servable.example[0])))
+    if problem:
         raise ServingError(
-            f"variant {servable.name!r} ({servable.id}) fails on the family's own example: {ran.error}"
+            f"variant {servable.name!r} ({servable.id}) fails on the family's own example: {problem}"
         ) from ran.error
 
 

@@ -18,7 +18,7 @@ from serving.runtime.options import ServiceOptions
 from serving.runtime.requests import InferAnswer, InferRequest, RefusalKind, Refused
 from serving.runtime.residency import Residency
 from serving.runtime.service import Service
-from tests.unit.serving_runtime import FAMILY, TASKS, Heard, Made, Memory, ask, expected, run, until
+from tests.unit.serving_runtime import FAMILY, TASKS, Heads, Heard, Made, Memory, ask, expected, run, until
 
 BIG, SMALL = Made(id="big", score=0.95, infer_ms=50_000), Made(id="small", score=0.8, infer_ms=10_000, seed=1)
 
@@ -278,6 +278,17 @@ def test_a_variant_whose_files_were_altered_is_quarantined_and_another_one_answe
             models.put(models.made)
             assert await serving.refresh()
             assert (await serving.answer(ask())).version == "big"
+
+    run(scenario)
+
+
+def test_a_variant_that_does_not_answer_its_tasks_is_quarantined_and_another_one_answers():
+    async def scenario() -> None:
+        models = Memory([BIG, SMALL])
+        models.networks["big"] = Heads(("kind",))
+        async with service(models) as serving:
+            assert (await serving.answer(ask())).version == "small"
+            assert "task 'size': expected an output (1, 1), got NoneType" in serving.status().quarantined["big"]
 
     run(scenario)
 
