@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from serving.data import TaskData
-from serving.records import DTYPES, Family, Kind
+from serving.records import DTYPES, Family, Kind, TaskSpec
 
 
 def input_problems(family: Family, inputs: Sequence[Tensor]) -> list[str]:
@@ -38,6 +38,17 @@ def label_problems(family: Family, data: TaskData) -> list[str]:
             problems.append(
                 f"task {task.name!r}: expected labels float32 (N, {math.prod(task.shape)}), got {_described(labels)}"
             )
+    return problems
+
+
+def output_problems(tasks: Iterable[TaskSpec], outputs: Mapping[str, object], rows: int) -> list[str]:
+    """Return what is wrong with what a stored network answers for so many samples; its files may say anything."""
+    problems = []
+    for task in tasks:
+        output, shape = outputs.get(task.name), (rows, *task.shape)
+        if not isinstance(output, Tensor) or tuple(output.shape) != shape:
+            given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            problems.append(f"task {task.name!r}: expected an output {shape}, got {given}")
     return problems
 
 

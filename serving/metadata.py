@@ -10,14 +10,14 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from serving.errors import ServingError
 from serving.hardware import Hardware
-from serving.profiles import Known, Profile
+from serving.profiles import Known, Profile, scores_from_json
 from serving.records import Family, Variant
 
 SCHEMA_VERSION = 1
@@ -86,7 +86,7 @@ class Metadata:
     @property
     def version(self) -> int:
         """Grows with each change that anybody has made."""
-        return self._rows("SELECT value FROM meta WHERE key = 'version'")[0][0]
+        return self._number("version")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -120,7 +120,9 @@ class Metadata:
     def families(self) -> dict[str, Family]:
         """Return all families by name, the oldest first."""
         rows = self._rows("SELECT name, content FROM family ORDER BY rowid")
-        return {name: self._made(Family.from_json, content, f"family {name!r}") for name, content in rows}
+        families = [self._made(Family.from_json, content, f"family {name!r}") for name, content in rows]
+        self._check_keys([name for name, _ in rows], [family.name for family in families])
+        return {family.name: family for family in families}
 
     def add_family(self, family: Family) -> None:
         """Add a family; to be called while writing."""
@@ -128,13 +130,11 @@ class Metadata:
 
     def variants(self, family: str | None = None) -> tuple[Variant, ...]:
         """Return the variants of one family, or of all, in the order in which they were added."""
-        rows = self._rows("SELECT id, content FROM variant WHERE ?1 IS NULL OR family = ?1 ORDER BY place", family)
-        return tuple(self._made(Variant.from_json, content, f"variant {key}") for key, content in rows)
+        return self._variants("SELECT id, family, content FROM variant WHERE ?1 IS NULL OR family = ?1 ORDER BY place", family)
 
     def variant(self, key: str) -> Variant | None:
         """Return the variant of an id, None if there is none."""
-        rows = self._rows("SELECT content FROM variant WHERE id = ?", key)
-        return self._made(Variant.from_json, rows[0][0], f"variant {key}") if rows else None
+        return next(iter(self._variants("SELECT id, family, content FROM variant WHERE id = ?", key)), None)
 
     def add_variant(self, variant: Variant) -> None:
         """Add a variant; to be called while writing."""
@@ -157,7 +157,7 @@ class Metadata:
             family,
             data,
         )
-        return {key: problem or self._made(dict, content, f"scores of {key}") for key, content, problem in rows}
+        return {key: problem or self._made(scores_from_json, content, f"scores of {key}") for key, content, problem in rows}
 
     def put_scores(self, key: str, data: str, found: Mapping[str, float] | str) -> None:
         """Keep what a variant scores on some data, or why it has no score; to be called while writing."""
@@ -225,16 +225,34 @@ class Metadata:
         with self._writing, _spelled(self.path):
             self._writer.execute(statement, values)
 
+    def _number(self, key: str) -> int:
+        rows = self._rows("SELECT value FROM meta WHERE key = ?", key)
+        if not rows or not isinstance(rows[0][0], int):
+            raise ServingError(f"{self.path} is damaged (it has no {key}); build the store again")
+        return rows[0][0]
+
+    def _variants(self, statement: str, *values: object) -> tuple[Variant, ...]:
+        rows = self._rows(statement, *values)
+        variants = [self._made(Variant.from_json, content, f"variant {key}") for key, _, content in rows]
+        self._check_keys([(key, family) for key, family, _ in rows], [(found.id, found.family) for found in variants])
+        return tuple(variants)
+
+    def _check_keys(self, keys: Sequence[object], contents: Sequence[object]) -> None:
+        """Refuse rows that are filed under other names than theirs: names become paths, and only contents are checked."""
+        for key, content in zip(keys, contents, strict=True):
+            if key != content:
+                raise ServingError(f"{self.path}: {content!r} is filed under {key!r}; build the store again")
+
     def _made(self, make: Callable[[Any], Made], content: str, what: str) -> Made:
         try:
             return make(json.loads(content))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ServingError(f"{self.path}: {what} is damaged ({error!r}); build the store again") from None
 
     def _check(self) -> None:
         if not {"meta", "family", "variant"} <= _tables(self._reader):
             raise ServingError(f"{self.path} is no store of variants; give the folder that 'unified variants build' made")
-        found = self._rows("SELECT value FROM meta WHERE key = 'schema_version'")[0][0]
+        found = self._number("schema_version")
         if found != SCHEMA_VERSION:
             raise ServingError(
                 f"{self.path} is of schema version {found}, and this version of unified knows {SCHEMA_VERSION};"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -96,9 +98,16 @@ class Profile:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Return what :meth:`to_json` gave; raises KeyError or TypeError if it is nothing of the kind."""
+        """Return what :meth:`to_json` gave; raises KeyError, TypeError or ValueError if it is nothing of the kind."""
         values: dict[str, Any] = {**content, "infer": tuple(Latency(**entry) for entry in content["infer"])}
-        return cls(**values | {"reference": Reference(**content["reference"])})
+        found = cls(**values | {"reference": Reference(**content["reference"])})
+        batches = found.batches
+        if batches[:1] != (1,) or any(low >= high for low, high in pairwise(batches)):
+            raise ValueError(f"expected batch sizes from 1 up, got {batches}")
+        times = [time for entry in found.infer for time in (entry.p50_ms, entry.p95_ms)]
+        if not all(math.isfinite(time) and time >= 0 for time in (*times, found.load_cold_ms, found.load_warm_ms)):
+            raise ValueError("expected finite times from 0")
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +141,13 @@ class Profiled:
     variant: Variant
     scores: Mapping[str, float]
     profile: Profile
+
+
+def scores_from_json(content: Mapping[str, Any]) -> dict[str, float]:
+    """Return scores by task; raises TypeError or ValueError if they are nothing of the kind."""
+    if not all(0 <= score <= 1 for score in dict(content).values()):
+        raise ValueError("expected scores from 0 to 1")
+    return dict(content)
 
 
 def make_table(family: Family, hardware: str, found: Sequence[Profiled]) -> Table:

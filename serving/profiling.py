@@ -181,10 +181,12 @@ class _Run:
         todo = [variant for variant in self._store.variants(self._family) if variant.id not in known]
         for place, variant in enumerate(todo):
             self._tell(Stage.SCORES, place, len(todo))
-            network = self._load(variant)
-            if network is None:
+            network, found = self._load(variant), None
+            if network is not None:
+                with self._noting(variant):
+                    found = score_network(network, [definition.task(task) for task in variant.tasks], data, self._device)
+            if found is None:
                 continue
-            found = score_network(network, [definition.task(task) for task in variant.tasks], data, self._device)
             with metadata.writing():
                 metadata.put_scores(variant.id, digest, found)
         self._tell(Stage.SCORES, len(todo), len(todo))

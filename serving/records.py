@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from serving.errors import ServingError
 
+_LARGEST = 1 << 63  # of bytes, parameters, FLOPs and dimensions
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 #: OIP's name of each dtype that an input or output may have -> torch's.
@@ -173,7 +174,14 @@ class Variant:
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Return what :meth:`to_json` gave; raises KeyError, TypeError or ValueError if it is nothing of the kind."""
         values: dict[str, Any] = {**content, "tasks": tuple(content["tasks"]), "source": Source(content["source"])}
-        return cls(**values)
+        found = cls(**values)
+        for name in (found.id, found.family, found.name):  # they become paths
+            check_name(name, "a variant's id, family and name")
+        if not (
+            0 <= found.ratio < 1 and all(0 <= size < _LARGEST for size in (found.num_bytes, found.num_parameters, found.flops))
+        ):
+            raise ValueError("expected a ratio in [0, 1), and sizes from 0")
+        return found
 
 
 def check_name(name: str, what: str) -> None:
@@ -185,4 +193,7 @@ def check_name(name: str, what: str) -> None:
 
 
 def _tuples(kind: type, entry: Mapping[str, Any]) -> Any:
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
+    found = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
+    if not isinstance(found.shape, tuple) or not all(type(size) is int and 0 <= size < _LARGEST for size in found.shape):
+        raise ValueError(f"{found.name}: expected a shape of sizes from 0, got {found.shape!r}")
+    return found

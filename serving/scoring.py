@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from serving.data import TaskData
 from serving.errors import ServingError
+from serving.fitting import output_problems
 from serving.records import TaskSpec
 from serving.tasks import score_of
 
@@ -25,12 +26,22 @@ def score_network(
         tasks: Those it answers.
         data: Inputs, and labels of these tasks.
         device: Where the network is.
+
+    Raises:
+        ServingError: If the network fails on these samples, or its outputs are of other shapes.
     """
     tasks = tuple(tasks)
     found: dict[str, list[Tensor]] = {task.name: [] for task in tasks}
     with torch.inference_mode():
         for start in range(0, len(data), ROWS):
-            outputs = network(*(tensor[start : start + ROWS].to(device) for tensor in data.inputs))
+            inputs = [tensor[start : start + ROWS].to(device) for tensor in data.inputs]
+            try:
+                outputs = network(*inputs)
+            except Exception as error:  # whatever a network raises on these samples is its own problem
+                raise ServingError(f"it fails on held-out samples: {type(error).__name__}: {error}") from error
+            problems = output_problems(tasks, outputs, len(inputs[0]))
+            if problems:
+                raise ServingError("; ".join(problems))
             for name, parts in found.items():
                 parts.append(outputs[name].cpu())
     try:

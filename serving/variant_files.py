@@ -54,7 +54,8 @@ def sweep(store: Path, families: Mapping[str, AbstractSet[str]]) -> None:
         with suppress(OSError), _unlocked(folder):
             shutil.rmtree(folder, ignore_errors=True)
     for family, ids in families.items():
-        for folder in (store / family).glob("*/"):
+        home = store / family
+        for folder in () if home.is_symlink() else home.glob("*/"):  # what a link leads to is somebody else's
             if folder.name not in ids and not folder.is_symlink():
                 shutil.rmtree(folder, ignore_errors=True)
 

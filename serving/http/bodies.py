@@ -47,7 +47,8 @@ class Bodies:
             SlowBodyError: If it does not come in time.
             Gone: If the client goes away meanwhile.
         """
-        if length is not None and length.isascii() and length.isdigit() and len(length) < 19 and int(length) > self.max_bytes:
+        # by its digits first: Python reads no number of thousands of them
+        if length is not None and length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.max_bytes):
             raise self._too_large(length)
         body = bytearray()
         try:

@@ -118,7 +118,10 @@ def read_program(folder: Path) -> Program:
     lacking = sorted(set(recipe.tensors) - tensors.keys())
     if lacking:
         raise ServingError(f"{folder / WEIGHTS_NAME}: expected the tensor {lacking[0]!r}, which {GRAPH_NAME} names")
-    return Program(recipe, tensors)
+    try:
+        return Program(recipe, tensors)
+    except (AttributeError, TypeError, RecursionError) as error:
+        raise ServingError(f"{folder / GRAPH_NAME}: it names tensors as no network does: {error}") from error
 
 
 def _check_answers(program: Program, module: nn.Module, examples: tuple[Tensor, ...], label: str, *, is_lent: bool) -> None:

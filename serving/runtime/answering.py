@@ -171,7 +171,9 @@ def mishit_refusal(mishit: Mishit) -> Refused:
         nearest = mishit.closest[0]
         scores = ", ".join(f"{task} {score:.3f}" for task, score in nearest.accuracy.items())
         text += f"; the closest, {nearest.version}, would take {nearest.predicted_ms:.1f} ms at accuracy {scores}"
-    remedy = "loosen the limit or the floor, or ask with on_mishit=best_effort"
+    remedy = (
+        "ask for others" if mishit.reason == "tasks" else "loosen the limit or the floor, or ask with on_mishit=best_effort"
+    )
     return Refused(RefusalKind.MISHIT, f"mishit_{mishit.reason}", f"{text}; {remedy}", mishit=mishit)
 
 
@@ -183,7 +185,7 @@ def internal_refusal(what: str, error: BaseException | None) -> Refused:
 
 
 _REASONS = {
-    "tasks": "no variant or combination of variants answers these tasks",
+    "tasks": "no variant or combination of variants that can be served now answers these tasks",
     "accuracy": "no variant reaches that accuracy",
     "latency": "no variant is that fast now",
     "conflict": "no variant is that fast now and reaches that accuracy",

@@ -19,6 +19,10 @@ from serving.table import Table
 _log = logging.getLogger(__name__)
 
 
+#: After which a variant is tried again: what kept it from being loaded may have passed, such as too many open files.
+QUARANTINE_SECONDS = 60.0
+
+
 class Unusable(Exception):  # noqa: N818 - a state of a variant, after which another is taken
     """A variant cannot be served and is in quarantine; the message says why."""
 
@@ -27,8 +31,15 @@ class Deployment:
     """A snapshot of the store and the device. Used in the event loop's thread only."""
 
     def __init__(
-        self, models: Models, options: ServiceOptions, residency: Residency, loader: Loader, tell: Callable[[Event], None]
+        self,
+        models: Models,
+        options: ServiceOptions,
+        residency: Residency,
+        loader: Loader,
+        tell: Callable[[Event], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._models = models
         self._options = options
         self._tell = tell
@@ -38,6 +49,7 @@ class Deployment:
         self.residency = residency
         self.snapshot = Snapshot(version=-1, tables={}, servables={})
         self.quarantined: dict[str, str] = {}
+        self._quarantined_at = 0.0
 
     async def start(self) -> None:
         """Read the store and load what is pinned.
@@ -68,7 +80,9 @@ class Deployment:
             ServingError: If the store cannot be read or lacks a pinned variant; what is served stays as it was.
         """
         async with self._changing:
-            if await asyncio.to_thread(lambda: self._models.version) == self.snapshot.version:
+            is_changed = await asyncio.to_thread(lambda: self._models.version) != self.snapshot.version
+            is_over = bool(self.quarantined) and self._clock() - self._quarantined_at > QUARANTINE_SECONDS
+            if not (is_changed or is_over):
                 return False
             snapshot = await asyncio.to_thread(read_snapshot, self._models, self._options)
             if snapshot.answers_less_than(self.snapshot):
@@ -95,6 +109,8 @@ class Deployment:
 
     async def acquire(self, servable: Servable) -> Resident:
         """Return a variant on the device, where it stays until it is released; raises Unusable if it cannot be loaded."""
+        if servable.id not in self.residency.pinned:
+            await self._loader.let_pass()
         self.residency.use(servable.id)
         try:
             return self.residency.find(servable.id) or await self._loader.load(servable)
@@ -120,7 +136,8 @@ class Deployment:
                 self._loader.evict(other)
 
     def quarantine(self, servable: Servable, problem: str) -> None:
-        """Serve a variant no more until the store changes."""
+        """Serve a variant no more until the store changes, or a minute has passed since the last one was put here."""
+        self._quarantined_at = self._clock()
         if servable.id in self.quarantined:
             return
         _log.error("variant %s (%s) is in quarantine: %s", servable.name, servable.id, problem)

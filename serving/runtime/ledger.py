@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from serving.errors import ServingError
 from serving.queries import Mishit, Offer, Query
@@ -50,7 +49,8 @@ class MishitLog:
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         try:
-            self._file: IO[str] = path.open("a", buffering=1, encoding="utf-8")
+            # without a buffer: what a full disk does not take is not to come later, in the middle of another line
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise ServingError(f"the mishit log {path} cannot be written: {error.strerror}; give another file") from error
         self._clock = clock
@@ -66,7 +66,7 @@ class MishitLog:
             "closest": [_offer_json(offer) for offer in mishit.closest],
         }
         try:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:  # a full disk is no reason to answer no more
             _log.warning("a mishit is not in the log: %s", error)
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from serving.errors import ServingError
+from serving.fitting import output_problems
 from serving.runtime.events import Event, Evicted, Loaded
 from serving.runtime.residency import Residency, Resident
 from serving.runtime.running import run_batch
@@ -40,6 +41,8 @@ class Loader:
         self._tasks: dict[str, asyncio.Task[Resident]] = {}
         self._turn = asyncio.Lock()  # one load at a time, in the order in which they were asked for
         self._unused = asyncio.Event()
+        self._has_room = asyncio.Event()  # not set while a load waits for others to leave
+        self._has_room.set()
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="serving-loader", initializer=torch.set_num_threads, initargs=(threads,)
         )
@@ -61,6 +64,10 @@ class Loader:
             task = self._tasks[servable.id] = asyncio.create_task(self._bring(servable))
             task.add_done_callback(lambda done: self._ended(servable.id, done))
         return await asyncio.shield(task)
+
+    async def let_pass(self) -> None:
+        """Wait while a load waits for room: if what is there were used ever anew, it would never leave."""
+        await self._has_room.wait()
 
     def released(self) -> None:
         """Take note that a variant is unused now, which may make room."""
@@ -95,14 +102,15 @@ class Loader:
             return resident
 
     async def _make_room(self, num_bytes: int) -> None:
-        while True:
-            leaving = self._residency.room_for(num_bytes)
-            if leaving is not None:
-                for variant in leaving:
-                    self.evict(variant)
-                return
-            self._unused.clear()
-            await self._unused.wait()
+        try:
+            while (leaving := self._residency.room_for(num_bytes)) is None:
+                self._has_room.clear()
+                self._unused.clear()
+                await self._unused.wait()
+        finally:
+            self._has_room.set()
+        for variant in leaving:
+            self.evict(variant)
 
     async def _bring_now(self, servable: Servable, network: nn.Module | None, *, is_warm: bool) -> Resident:
         started = time.monotonic()
@@ -140,9 +148,11 @@ class Loader:
 def _try_out(module: nn.Module, servable: Servable, device: torch.device) -> None:
     """Run a network once: what is set up in a first run is part of loading, as it is in a profile."""
     (ran,) = run_batch(module, [servable.example], device)
-    if ran.error is not None:
+    tasks = [servable.table.family.task(task) for task in servable.variant.tasks]
+    problem = ran.error or "; ".join(output_problems(tasks, ran.outputs or {}, len(servable.example[0])))
+    if problem:
         raise ServingError(
-            f"variant {servable.name!r} ({servable.id}) fails on the family's own example: {ran.error}"
+            f"variant {servable.name!r} ({servable.id}) fails on the family's own example: {problem}"
         ) from ran.error
 
 

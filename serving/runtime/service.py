@@ -317,7 +317,7 @@ def _since(request: InferRequest) -> float:
     return time.monotonic() - request.received
 
 
-_ATTEMPTS = 2
+_ATTEMPTS = 20  # each of them has cost a variant; a combination may have several that are damaged
 _OUTCOMES = {
     RefusalKind.BAD_REQUEST: Outcome.REFUSED,
     RefusalKind.NOT_FOUND: Outcome.REFUSED,

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from serving.data import TaskData
 from serving.errors import ServingError
@@ -161,6 +162,27 @@ def test_a_variant_whose_output_is_not_finite_is_rejected_and_others_serve(store
         assert bad.id not in report.table.index
         assert len(report.table) == 3
     assert measure(store, labelled(seed=1)).rejected == {}
+
+
+class Picky(nn.Module):
+    """Fails where an image is too bright for its table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(2, 1)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"size": self.table((image.amax((1, 2, 3)) > 50).long() * 9)}
+
+
+def test_a_variant_that_fails_on_held_out_samples_is_said_and_others_are_measured(store: VariantStore) -> None:
+    bad = store.add(replace(draft("bad", ("size",)), module=Picky()), (images(3),))
+    data = labelled()
+    data.inputs[0][7] = 100
+    report = measure(store, data)
+    assert list(report.rejected) == [bad.id]
+    assert "fails on held-out samples: IndexError" in report.rejected[bad.id]
+    assert len(report.scored) == len(report.timed) == 3
 
 
 def test_a_variant_whose_files_are_damaged_is_said_and_others_are_measured(store: VariantStore) -> None:

@@ -263,6 +263,16 @@ def test_whatever_stands_in_a_graph_it_is_read_or_refused(small, tmp_path_factor
         assert str(folder) in str(error)  # noqa: PT017  either is right
 
 
+@pytest.mark.parametrize("name", ["training", "forward.weight", "_function.weight", ".".join("a" * 5000)])
+def test_tensors_of_names_that_are_the_programs_own_are_refused(tmp_path, name):
+    call = {"op": "aten.relu.default", "args": [{"tensor": name}]}
+    graph = {"format": 1, "inputs": 1, "nodes": [call], "outputs": {"kind": {"node": 0}}}
+    (tmp_path / "graph.json").write_text(json.dumps(graph))
+    save_file({name: torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ServingError, match="names tensors as no network does"):
+        read_program(tmp_path)
+
+
 def test_the_list_names_operators_that_only_compute():
     for name in ALLOWED:
         packet = getattr(torch.ops.aten, name)

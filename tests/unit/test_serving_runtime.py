@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from serving.errors import ServingError
+from serving.runtime.deployment import QUARANTINE_SECONDS, Deployment, Unusable
 from serving.runtime.events import BatchRun, Evicted, Loaded, Outcome, Quarantined, RequestEnded
+from serving.runtime.loading import Loader
 from serving.runtime.options import ServiceOptions
 from serving.runtime.requests import InferAnswer, InferRequest, RefusalKind, Refused
+from serving.runtime.residency import Residency
 from serving.runtime.service import Service
-from tests.unit.serving_runtime import FAMILY, Heard, Made, Memory, ask, expected, run, until
+from tests.unit.serving_runtime import FAMILY, TASKS, Heads, Heard, Made, Memory, ask, expected, run, until
 
 BIG, SMALL = Made(id="big", score=0.95, infer_ms=50_000), Made(id="small", score=0.8, infer_ms=10_000, seed=1)
 
@@ -217,6 +221,24 @@ def test_a_variant_in_use_stays_until_its_calls_are_done():
     run(scenario)
 
 
+def test_a_load_that_waits_for_room_gets_it_before_what_is_there_is_used_again():
+    async def scenario() -> None:
+        models = Memory([Made(id="a"), Made(id="b")])
+        async with service(models, memory_bytes=100) as serving:
+            await serving.answer(ask(version="a"))
+            models.networks["a"].gate.clear()
+            asked = []
+            for version in "aba":
+                asked.append(asyncio.create_task(serving.answer(ask(version=version))))
+                for _ in range(10):  # turns of the event loop: it runs, or waits for what it needs
+                    await asyncio.sleep(0)
+            models.networks["a"].gate.set()
+            assert [answer.version for answer in await asyncio.gather(*asked)] == ["a", "b", "a"]
+            assert models.loads == ["a", "b", "a"]  # not ["a", "b"]: then b would wait for as long as a is asked for
+
+    run(scenario)
+
+
 @pytest.mark.gpu
 def test_what_has_left_a_gpu_comes_back_from_host_memory():
     async def scenario() -> None:
@@ -258,6 +280,60 @@ def test_a_variant_whose_files_were_altered_is_quarantined_and_another_one_answe
             assert (await serving.answer(ask())).version == "big"
 
     run(scenario)
+
+
+def test_a_variant_that_does_not_answer_its_tasks_is_quarantined_and_another_one_answers():
+    async def scenario() -> None:
+        models = Memory([BIG, SMALL])
+        models.networks["big"] = Heads(("kind",))
+        async with service(models) as serving:
+            assert (await serving.answer(ask())).version == "small"
+            assert "task 'size': expected an output (1, 1), got NoneType" in serving.status().quarantined["big"]
+
+    run(scenario)
+
+
+def test_a_combination_of_which_several_variants_are_damaged_is_replaced_by_another():
+    async def scenario() -> None:
+        parts = [Made(id=f"{task}{place}", tasks=(task,), infer_ms=1.0, load_ms=1.0) for place in (0, 1) for task in TASKS]
+        models = Memory([*parts, BIG])
+        models.broken.update(part.id for part in parts)
+        async with service(models) as serving:
+            assert (await serving.answer(ask(min_accuracy=0.1))).version == "big"
+
+    run(scenario)
+
+
+def test_a_variant_that_could_not_be_loaded_is_tried_again_after_a_while():
+    async def scenario() -> None:
+        models, heard, now = Memory([BIG]), Heard(), [0.0]
+        residency = Residency(memory_bytes=None)
+        loader = Loader(models.load, residency, device=torch.device("cpu"), threads=1, host_cache_bytes=0, tell=heard)
+        deployment = Deployment(models, ServiceOptions(), residency, loader, heard, clock=lambda: now[0])
+        await deployment.start()
+        models.broken.add("big")  # too many open files, say
+        with pytest.raises(Unusable):
+            await deployment.acquire(deployment.snapshot.servables["big"])
+        models.broken.clear()
+        assert not await deployment.refresh()
+        assert "big" not in deployment.snapshot.servables
+        now[0] += QUARANTINE_SECONDS + 1
+        assert await deployment.refresh()
+        await deployment.acquire(deployment.snapshot.servables["big"])
+        deployment.close()
+
+    run(scenario)
+
+
+def test_a_full_disk_under_the_mishit_log_costs_lines_and_no_more(caplog):
+    async def scenario() -> None:
+        serving = service(Memory([SMALL]), mishit_log=Path("/dev/full"))
+        await serving.start()
+        assert (await refusal(serving, ask(latency_ms=1e-6))).kind is RefusalKind.MISHIT
+        assert await serving.drain() == 0
+
+    run(scenario)
+    assert "a mishit is not in the log" in caplog.text
 
 
 def test_without_memory_for_a_batch_others_leave_and_it_is_run_again():

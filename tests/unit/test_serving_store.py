@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from serving.errors import DuplicateVariantError, ServingError
+from serving.hardware import Hardware
+from serving.profiles import Latency, Profile, Reference
 from serving.records import Family, Kind, TaskSpec
 from serving.store import VariantStore
 from serving.variant_files import new_folder
@@ -188,6 +190,63 @@ def test_a_newer_schema_and_a_damaged_row_are_refused(tmp_path: Path) -> None:
     store.close()
     with pytest.raises(ServingError, match=r"schema version 99.*use a newer unified"):
         VariantStore.open(tmp_path)
+
+
+FORGED = {
+    "a family that leads out of the folder": "UPDATE family SET name = '{elsewhere}'",
+    "a family that goes up": "UPDATE family SET name = '../elsewhere'",
+    "a variant filed under another id": "UPDATE variant SET id = '../elsewhere'",
+    "a variant of a folder elsewhere": "UPDATE variant SET content = json_set(content, '$.family', '../elsewhere')",
+    "a variant of a negative size": "UPDATE variant SET content = json_set(content, '$.num_bytes', -1)",
+    "a variant of a size in words": "UPDATE variant SET content = json_set(content, '$.flops', 'many')",
+    "a shape below zero": "UPDATE family SET content = json_set(content, '$.inputs[0].shape', json('[-1]'))",
+    "a content that is too deep": "UPDATE variant SET content = '{deep}'",
+    "no version": "DELETE FROM meta WHERE key = 'version'",
+    "a time that is no number": "UPDATE profile SET content = replace(content, '_cold_ms\": 2.0', '_cold_ms\": NaN')",
+    "a time below zero": "UPDATE profile SET content = json_set(content, '$.infer[0].p95_ms', -1)",
+    "no times": "UPDATE profile SET content = json_set(content, '$.infer', json('[]'))",
+    "a score above one": "UPDATE score SET content = json_set(content, '$.shoe', 7)",
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_forged_rows_are_refused_and_lead_nowhere(tmp_path: Path, forged: str) -> None:
+    path, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    (elsewhere / "mine").mkdir(parents=True)
+    store, [variant] = filled_store(path, draft("both"))
+    key = put_profile(store, variant.id)
+    statement = FORGED[forged].replace("{elsewhere}", str(elsewhere)).replace("{deep}", "[" * 100_000)
+    with sqlite3.connect(path / "store.sqlite") as database:
+        database.execute(statement)
+    database.close()
+    store.close()
+    with pytest.raises(ServingError, match=r"damaged|is filed under"):
+        VariantStore.open(path).table("panels", key)
+    assert (elsewhere / "mine").is_dir()
+
+
+def test_a_link_in_the_place_of_a_familys_folder_is_not_swept(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    (elsewhere / "mine").mkdir(parents=True)
+    filled_store(path)[0].close()
+    (path / "panels").symlink_to(elsewhere)
+    VariantStore.open(path)
+    assert (elsewhere / "mine").is_dir()
+
+
+def put_profile(store: VariantStore, variant: str) -> str:
+    """Put a profile and scores that are written by hand into a store, and return the machine's fingerprint."""
+    reference = Reference(before_ms=1.0, p50_ms=1.0, p95_ms=1.0, after_ms=1.0)
+    one = Latency(rows=1, p50_ms=1.0, p95_ms=1.0, copy_ms=0.0, num_runs=1)
+    measured = Profile(
+        infer=(one,), load_cold_ms=2.0, load_warm_ms=1.0, is_cold=False, reference=reference, is_suspect=False, measured=0.0
+    )
+    here = Hardware.here()
+    with store.metadata.writing():
+        store.metadata.use_data("panels", "data")
+        store.metadata.put_scores(variant, "data", {"shoe": 0.5, "size": 0.5})
+        store.metadata.put_profile(variant, here, measured)
+    return here.fingerprint
 
 
 def test_a_family_of_that_name_with_other_tasks_is_refused(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def read_samples(data: Any, *, seed: int) -> Samples:
     if held_out is not None:
         return Samples(train=rows["train"], held_out=held_out)
     parts = part(rows["train"], None, None, seed=seed)
+    if not len(parts.train) + len(parts.validation):
+        raise UnifiedError("expected at least two samples that differ, one to train on and one to score variants by; got one")
     note = f"no validation data: {plural(len(parts.test), 'sample')} of the training data are held out to score variants"
     return Samples(train=join([parts.train, parts.validation]), held_out=parts.test, notes=(note,))
 
