@@ -49,8 +49,8 @@ class Deployment:
         snapshot = await asyncio.to_thread(read_snapshot, self._models, self._options)
         if not snapshot.servables:
             raise ServingError(
-                f"no variant of this store was profiled on this machine with device {self._options.device} and"
-                f" {self._options.threads} threads; 'unified variants profile' with the same --device and --threads does it"
+                "no variant of this store was profiled on this machine with this device and these threads; 'unified variants"
+                f" profile --device {self._options.device} --threads {self._options.threads}' does it"
             )
         self._switch(self._finished(snapshot))
         try:
