@@ -99,7 +99,12 @@ def find_tasks(table: Table, version: str) -> tuple[str, ...]:
     """Return what a version of a model answers; raises Refused if there is no such version."""
     place = table.index.get(version)
     if place is None:
-        raise not_found("unknown_version", f"model {table.family.name!r} has no version {version[:100]!r} that is served here")
+        of_name = [variant.id for variant in table.variants if variant.name == version]
+        hint = f"; variant {version!r} has the id {of_name[0]}" if of_name else ""
+        raise not_found(
+            "unknown_version",
+            f"model {table.family.name!r} has no version {version[:100]!r} that is served here; it takes ids of variants{hint}",
+        )
     return table.variants[place].tasks
 
 

@@ -82,7 +82,7 @@ async def _serve(
             say("stopped before it was ready")
             os._exit(EXIT_INTERRUPTED)  # what prepares runs in a thread that cannot be told to stop
         await starting
-        say(f"ready: {_served(service)} on {address_of(listener)}; stop with Ctrl-C or SIGTERM")
+        say(f"{_readiness(service)}: {_served(service)} on {address_of(listener)}; stop with Ctrl-C or SIGTERM")
         await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
         say("draining")
         lost = await service.drain(options.drain_seconds)
@@ -104,8 +104,14 @@ async def _start(service: Service, prepare: Callable[[], None]) -> None:
 
 
 def _served(service: Service) -> str:
-    parts = [f"{name} ({len(service.table(name))} variants)" for name in service.families]
+    counts = {name: len(service.table(name)) for name in service.families}
+    parts = [f"{name} ({count} variant{'s' if count > 1 else ''})" for name, count in counts.items()]
     return f"serves {', '.join(parts)}"
+
+
+def _readiness(service: Service) -> str:
+    lacking = [f"no variant answers {', '.join(tasks)} of {name}" for name, tasks in service.unanswerable.items()]
+    return f"not ready ({'; '.join(lacking)})" if lacking else "ready"
 
 
 class _Server(uvicorn.Server):

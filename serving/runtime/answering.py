@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from serving.queries import Decision, Mishit, Offer
+from serving.queries import Decision, Mishit, Offer, Reason
 from serving.records import Family
 from serving.runtime.admission import blame_values, find_version
 from serving.runtime.batching import QueueFull, order_of
@@ -171,10 +171,9 @@ def mishit_refusal(mishit: Mishit) -> Refused:
         nearest = mishit.closest[0]
         scores = ", ".join(f"{task} {score:.3f}" for task, score in nearest.accuracy.items())
         text += f"; the closest, {nearest.version}, would take {nearest.predicted_ms:.1f} ms at accuracy {scores}"
-    remedy = (
-        "ask for others" if mishit.reason == "tasks" else "loosen the limit or the floor, or ask with on_mishit=best_effort"
+    return Refused(
+        RefusalKind.MISHIT, f"mishit_{mishit.reason}", f"{text}; {_REMEDIES.get(mishit.reason, _REMEDY)}", mishit=mishit
     )
-    return Refused(RefusalKind.MISHIT, f"mishit_{mishit.reason}", f"{text}; {remedy}", mishit=mishit)
 
 
 def internal_refusal(what: str, error: BaseException | None) -> Refused:
@@ -190,6 +189,8 @@ _REASONS = {
     "latency": "no variant is that fast now",
     "conflict": "no variant is that fast now and reaches that accuracy",
 }
+_REMEDY = "loosen the limit or the floor, or ask with on_mishit=best_effort"
+_REMEDIES = {Reason.TASKS: "ask for fewer tasks, or build and profile variants for all of them"}
 
 
 def _refusal(servable: Servable, plan: Plan, error: Exception | None) -> Refused:

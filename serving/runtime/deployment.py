@@ -46,6 +46,7 @@ class Deployment:
         self._loader = loader
         self._changing = asyncio.Lock()
         self._postponed = -1  # version that was said to be in the middle of a change
+        self._unfinished: set[str] = set()  # families that were said to be so
         self.residency = residency
         self.snapshot = Snapshot(version=-1, tables={}, servables={})
         self.quarantined: dict[str, str] = {}
@@ -60,10 +61,10 @@ class Deployment:
         snapshot = await asyncio.to_thread(read_snapshot, self._models, self._options)
         if not snapshot.servables:
             raise ServingError(
-                "no variant of this store was profiled on this machine with this device and these threads;"
-                " 'unified variants profile' does it"
+                "no variant of this store was profiled on this machine with this device and these threads; 'unified variants"
+                f" profile --device {self._options.device} --threads {self._options.threads}' does it"
             )
-        self._switch(snapshot)
+        self._switch(self._finished(snapshot))
         try:
             await self._load_pinned()
         except Unusable as error:
@@ -74,7 +75,8 @@ class Deployment:
 
         Where a variant on the device is gone, what takes its place is loaded before anything changes for clients. Requests
         that were decided before end with what was decided. A store that does not answer some task that is answered now is in
-        the middle of a change, such as variants that are not profiled yet, and is not served before that is over.
+        the middle of a change, such as variants that are not profiled yet, and is not served before that is over. Nor is a
+        new family before it answers all of its tasks: the others stay ready while it is built.
 
         Raises:
             ServingError: If the store cannot be read or lacks a pinned variant; what is served stays as it was.
@@ -90,6 +92,7 @@ class Deployment:
                     self._postponed = snapshot.version
                     _log.warning("the store has changed and does not answer all tasks now; what was served before stays")
                 return False
+            snapshot = self._finished(snapshot)
             for servable in successors(self.residency.ids, self.snapshot, snapshot):
                 snapshot = await self._load_ahead(servable, snapshot)
             self._switch(snapshot)
@@ -148,6 +151,16 @@ class Deployment:
     def close(self) -> None:
         """End the loader's thread."""
         self._loader.close()
+
+    def _finished(self, snapshot: Snapshot) -> Snapshot:
+        """Return it without families that are not served yet and lack variants for some task, unless there is no other."""
+        lacking = {name: tasks for name, tasks in snapshot.unanswerable().items() if name not in self.snapshot.tables}
+        if len(lacking) == len(snapshot.tables):
+            return snapshot
+        for name in lacking.keys() - self._unfinished:
+            _log.warning("%s is not served before variants for %s are profiled here", name, ", ".join(lacking[name]))
+        self._unfinished = set(lacking)
+        return snapshot.without_families(lacking)
 
     def _switch(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot

@@ -220,8 +220,13 @@ class Service:
         """Return whether each task of each family, or of one, is answered, and what is pinned is on the device."""
         if self._phase is not Phase.SERVING or not self._executor.is_alive() or not self._deployment.is_pinned_resident():
             return False
-        unanswerable = self._deployment.snapshot.unanswerable()
+        unanswerable = self.unanswerable
         return not unanswerable if family is None else family in self.families and family not in unanswerable
+
+    @property
+    def unanswerable(self) -> dict[str, list[str]]:
+        """By family the tasks that no variant answers; families that have all are left out."""
+        return self._deployment.snapshot.unanswerable()
 
     @property
     def families(self) -> dict[str, Family]:

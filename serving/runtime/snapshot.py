@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -123,6 +123,12 @@ class Snapshot:
             for name, table in other.tables.items()
             if name not in self.tables or name in lacking
         )
+
+    def without_families(self, names: Collection[str]) -> Snapshot:
+        """Return it without some families."""
+        tables = {name: table for name, table in self.tables.items() if name not in names}
+        kept = {key: value for key, value in self.servables.items() if value.variant.family not in names}
+        return replace(self, tables=tables, servables=kept)
 
     def without(self, variant: str) -> Snapshot:
         """Return it without one variant."""

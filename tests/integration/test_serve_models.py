@@ -220,7 +220,7 @@ def test_variants_that_come_and_go_lose_no_request(tmp_path):
 def test_while_it_measures_it_is_live_but_not_ready(tmp_path, capsys):
     path = make_store(tmp_path / "variants", draft("both"), profiled=False)
     assert main(["serve-models", str(path), "--http", "127.0.0.1:0"]) == 1
-    assert "'unified variants profile' does it" in capsys.readouterr().err.splitlines()[-1]
+    assert "'unified variants profile --device cpu --threads 1' does it" in capsys.readouterr().err.splitlines()[-1]
     with started(path, "--profile-on-start", until="listening on") as server, asking(server) as client:
         assert client.get("/v2/health/live").status_code == 200
         assert client.get("/v2/health/ready").status_code == 503

@@ -21,6 +21,7 @@ from tests.integration.fused_results import images_and_labels, write_result
 from tests.unit.fused_trees import forked
 from tests.unit.merging_networks import LeNet, inputs_of, random_merged
 from unified.cli import main
+from unified.errors import UnifiedError
 
 AS_IT_IS = ("--train-epochs", "0", "--finetune-epochs", "0")
 
@@ -151,6 +152,8 @@ def test_a_module_is_built_from_python(tmp_path):
     )
     assert [variant.name for variant in building.built.variants] == ["digit_ink-p00"]
     assert building.notes == ()
+    with pytest.raises(UnifiedError, match="Module, a merged network or a path, got a function"):
+        unified.build_variants(lambda inputs: inputs, data, tmp_path, name="python")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -71,7 +71,10 @@ class Made:
 
 @dataclass
 class Memory:
-    """A store in memory. Networks are loaded when ``gate`` is open; what is in ``broken`` cannot be loaded."""
+    """A store in memory. Networks are loaded when ``gate`` is open; what is in ``broken`` cannot be loaded.
+
+    ``others`` has what there is of further families with the same inputs and tasks; whoever changes it calls ``put``.
+    """
 
     made: list[Made]
     version: int = 1
@@ -79,6 +82,7 @@ class Memory:
     broken: set[str] = field(default_factory=set)
     loads: list[str] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
+    others: dict[str, list[Made]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -88,11 +92,11 @@ class Memory:
         """Hold these variants and no others."""
         self.made = list(made)
         self.version += 1
-        for one in made:
+        for one in [*made, *(one for others in self.others.values() for one in others)]:
             self.networks.setdefault(one.id, Heads(one.tasks, one.seed))
 
     def families(self) -> dict[str, Family]:
-        return {FAMILY.name: FAMILY}
+        return {FAMILY.name: FAMILY} | {name: replace(FAMILY, name=name) for name in self.others}
 
     def examples(self, family: str) -> tuple[Tensor, ...]:
         return (torch.linspace(-1, 1, 8).reshape(2, 4),)
@@ -105,13 +109,13 @@ class Memory:
         return self.networks[key]
 
     def table(self, family: str, hardware: str | None = None) -> Table:
-        rows = sorted(self.made, key=lambda one: (one.infer_ms, one.id))
+        rows = sorted(self.others.get(family, self.made), key=lambda one: (one.infer_ms, one.id))
         batches = (1, 2, 4, 8)
         latency = np.array([[one.infer_ms * (0.9 + 0.1 * rows) for rows in batches] for one in rows])
         return Table(
-            family=FAMILY,
+            family=self.families()[family],
             hardware="",
-            variants=tuple(_variant(one) for one in rows),
+            variants=tuple(replace(_variant(one), family=family) for one in rows),
             batches=batches,
             infer_ms={"p50": latency, "p95": latency},
             load_cold_ms=np.array([one.load_ms for one in rows]),

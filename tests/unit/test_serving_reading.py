@@ -271,3 +271,27 @@ def test_unknown_tasks_are_refused(tasks):
     network = network_of("branches")
     with pytest.raises(ServingError, match="expected some of the tasks left, right"):
         keep_tasks(network, tasks)
+
+
+class Encoded(nn.Module):
+    """A layer that torch runs as one kernel without derivative in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, steps: Tensor) -> dict[str, Tensor]:
+        return {"kind": self.head(self.encoder(steps).mean(1))}
+
+
+def test_an_archive_with_a_kernel_of_evaluation_trains(tmp_path):
+    torch.manual_seed(0)
+    module, steps = Encoded(), torch.randn(5, 4, 8)
+    export(module, (steps[:2],), tmp_path / "model.umodel")
+    network = read_network(load_umodel(tmp_path / "model.umodel"), (steps[:2],), label="archive")
+    with torch.no_grad():
+        # the kernel and the layers that it stands for round otherwise, in float32
+        torch.testing.assert_close(network(steps), module.eval()(steps), rtol=1e-4, atol=1e-4)
+    network.train()(steps)["kind"].sum().backward()
+    assert all(weight.grad is not None for weight in network.parameters())

@@ -587,6 +587,25 @@ def test_a_service_is_ready_when_each_task_is_answered():
     run(scenario)
 
 
+def test_a_new_family_is_served_when_it_answers_all_of_its_tasks_and_the_others_stay_ready():
+    async def scenario() -> None:
+        models = Memory([BIG])
+        async with service(models) as serving:
+            for known in ([], [Made(id="k", tasks=("kind",))]):
+                models.others["new"] = known
+                models.put([BIG])
+                await serving.refresh()
+                assert (serving.is_ready(), list(serving.families)) == (True, [FAMILY.name])
+            async with service(models) as another:  # one that starts in the middle of it
+                assert (another.is_ready(), list(another.families)) == (True, [FAMILY.name])
+            models.others["new"] = [Made(id="k", tasks=("kind",)), Made(id="s", tasks=("size",))]
+            models.put([BIG])
+            await serving.refresh()
+            assert serving.is_ready("new")
+
+    run(scenario)
+
+
 def test_a_store_without_profiles_of_this_machine_is_refused():
     async def scenario() -> None:
         with pytest.raises(ServingError, match="variants profile"):

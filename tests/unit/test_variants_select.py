@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from serving.drafts import Draft
 from serving.profiling import ProfileOptions, profile
 from serving.records import Source
+from serving.selection import State, pareto_offers
 from serving.store import VariantStore
 from tests.unit.serving_models import TASKS, draft, filled_store, labelled, two_tasks
 from unified.cli import main
+from unified.variants.select_command import offers_table
 
 
 def _drafts() -> list[Draft]:
@@ -51,6 +55,19 @@ def test_select_prints_what_is_chosen_among_what_else_there_is(variants, capsys)
     assert (told["family"], told["mishit"], told["closest"]) == ("panels", None, [])
     assert told["chosen"] == told["front"][-1]  # without limits the most accurate of all
     assert first == f"chosen: {' + '.join(told['chosen']['names'])} ({'+'.join(told['chosen']['variants'])})"
+
+
+def test_select_leaves_columns_out_on_a_narrow_screen_and_no_name_is_broken(variants):
+    table = VariantStore.open(variants).table("panels")
+    offers = [("chosen", offer) for offer in pareto_offers(frozenset(TASKS), table, State.all_resident(table))]
+    names = {variant.name for variant in table.variants}
+    for width, titles in ((200, ["load ms", "inference ms", "mean"]), (60, [])):
+        console = Console(width=width, file=io.StringIO())
+        with console.capture() as shown:
+            console.print(offers_table(offers, table, width))
+        text = shown.get()
+        assert [title for title in ("load ms", "inference ms", "mean") if title in text] == titles
+        assert {word for word in text.split() if "-p50" in word} <= names
 
 
 def test_select_says_why_nothing_satisfies_a_query_and_what_comes_near(variants, capsys):

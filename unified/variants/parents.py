@@ -81,6 +81,11 @@ def read_parent(path: Path, *, trust: bool) -> Parent:
         InvalidSubmission: If there is no model, it is damaged or needs trust that it does not have.
         UnifiedError: If it does not answer tasks by name.
     """
+    if not path.exists():
+        raise UnifiedError(
+            f"{path}: expected a .umodel, the result of a job, or what 'unified fuse' or 'unified merge' wrote; got"
+            " nothing there; check the path"
+        )
     name = _family_name(path)
     if (path / _MERGED).is_dir():
         try:
@@ -130,6 +135,8 @@ def of_module(
     Raises:
         UnifiedError: If it does not take the samples, or does not answer tasks by name.
     """
+    if not isinstance(module, nn.Module):
+        raise UnifiedError(f"{name}: expected a torch.nn.Module, a merged network or a path, got a {type(module).__name__}")
     by_name = tuple(example) if isinstance(example, Mapping) else None
     inputs = tuple(example.values()) if isinstance(example, Mapping) else (example,) if isinstance(example, Tensor) else example
     called = module if by_name is None else ByPosition(module, by_name)

@@ -15,6 +15,7 @@ from serving.mishits import Residency
 from serving.queries import AccuracyMode, Budget, Decision, Mishit, Offer, OnMishit, Query, Reason
 from serving.selection import pareto_offers, select
 from serving.table import Table
+from unified.columns import fitting, natural
 from unified.fusing.views import plain_table
 from unified.listeners import json_line
 from unified.run_command import EXIT_DONE
@@ -23,6 +24,7 @@ from unified.variants.opening import opened, profiled
 
 EXIT_MISHIT = 3
 MOST_LINES = 12
+_LEFT_OUT_FIRST = ("inference ms", "load ms", "mean")
 _REASONS = {
     Reason.TASKS: "no variants answer these tasks",
     Reason.ACCURACY: "no variants are accurate enough",
@@ -88,23 +90,38 @@ def answer_to_json(answer: Decision | Mishit, others: Sequence[Offer], table: Ta
     }
 
 
-def offers_table(offers: Sequence[tuple[str, Offer]], table: Table) -> RenderableType:
-    """Return a line for each offer, with a word on it before."""
-    tasks = [task for task in table.family.task_names if offers and task in offers[0][1].accuracy]
-    lines = plain_table(
-        "", "variants", "predicted ms", "load ms", "inference ms", *tasks, *(["mean"] if len(tasks) > 1 else [])
-    )
-    lines.columns[1].justify, lines.columns[1].no_wrap = "left", False
-    for word, offer in offers:
-        scores = [f"{offer.accuracy[task]:.4f}" for task in tasks]
-        lines.add_row(
-            word,
-            Text(_names(offer, table)),
-            *(f"{value:.3f}" for value in (offer.predicted_ms, offer.load_ms, offer.infer_ms)),
-            *scores,
-            *([f"{offer.mean_accuracy:.4f}"] if len(tasks) > 1 else []),
-        )
+def offers_table(offers: Sequence[tuple[str, Offer]], table: Table, width: int) -> RenderableType:
+    """Return a line for each offer, with a word on it before.
+
+    Args:
+        offers: The words and the offers.
+        table: Theirs.
+        width: Columns of the screen; what it has no room for is left out, names of variants are never.
+    """
+    cells = [_cells(word, offer, table) for word, offer in offers]
+    titles = list(cells[0]) if cells else ["variants"]
+    widths = natural(titles, cells)
+    widths["variants"] = max([len("variants"), *(len(name) for _, offer in offers for name in _names(offer, table).split())])
+    shown = fitting(widths, width, _LEFT_OUT_FIRST)
+    lines = plain_table(*shown)
+    for title, column in zip(shown, lines.columns, strict=True):
+        if title == "variants":
+            column.justify, column.no_wrap = "left", False
+        else:
+            column.no_wrap = True
+    for line in cells:
+        lines.add_row(*(line[title] for title in shown))
     return lines
+
+
+def _cells(word: str, offer: Offer, table: Table) -> dict[str, Text]:
+    tasks = [task for task in table.family.task_names if task in offer.accuracy]
+    latencies = {"predicted ms": offer.predicted_ms, "load ms": offer.load_ms, "inference ms": offer.infer_ms}
+    texts = {"": word, "variants": _names(offer, table)} | {title: f"{value:.3f}" for title, value in latencies.items()}
+    texts |= {f"{task} score" if task in (*texts, "mean") else task: f"{offer.accuracy[task]:.4f}" for task in tasks}
+    if len(tasks) > 1:
+        texts["mean"] = f"{offer.mean_accuracy:.4f}"
+    return {title: Text(text) for title, text in texts.items()}
 
 
 def _show(answer: Decision | Mishit, others: Sequence[Offer], table: Table, options: SelectOptions) -> None:
@@ -124,7 +141,7 @@ def _show(answer: Decision | Mishit, others: Sequence[Offer], table: Table, opti
     shown = _nearest(sorted(offers.values(), key=lambda offer: offer.predicted_ms), words)
     show(console, Text("\n".join(lines)))
     if shown:
-        show(console, offers_table([(words.get(offer.variants, ""), offer) for offer in shown], table))
+        show(console, offers_table([(words.get(offer.variants, ""), offer) for offer in shown], table, console.width))
         left = len(offers) - len(shown)
         more = f"; {left} more on the Pareto front (--json prints all)" if left else ""
         rows = f"{options.rows} row{'s' if options.rows > 1 else ''}"
