@@ -76,7 +76,7 @@ def writable(path: Path) -> Iterator[None]:
     """Raise ServingError where files cannot be written."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors says in its own words that a disk is full
         raise ServingError(f"{path} cannot be written ({error}); make room, or make it writable") from error
 
 

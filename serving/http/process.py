@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from serving.runtime.service import Service
 
 EXIT_DONE, EXIT_LOST, EXIT_INTERRUPTED = 0, 1, 130
 
+_OPEN_FILES = 4096  #: connections with a request and without, and what the store and its variants take
 _ECHO_SECONDS = 0.5  #: a signal to a process group and one passed on by its leader are one signal
 _LINGER_SECONDS = 0.5  #: after the last answer: who is just asking on an open connection is refused, not cut off
 _CLOSE_SECONDS = 3  #: for answers to get through when everything is done
@@ -66,7 +68,19 @@ def serve(
     Raises:
         ServingError: If the service cannot start.
     """
+    allow_files()
     return asyncio.run(_serve(service, listener, options, say, prepare))
+
+
+def allow_files() -> None:
+    """Let the process open as many files as all connections need that are let in: the usual 1,024 are fewer.
+
+    Without a file to spare no variant can be loaded, and asyncio logs each connection that waits, again and again.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(

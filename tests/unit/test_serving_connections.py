@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import json
+import resource
 
 import uvicorn
 
 from serving.http.connections import ConnectionLimits, bounded_protocol
 from serving.http.listening import listen
 from serving.http.problems import no_http
+from serving.http.process import allow_files
 from tests.unit.serving_runtime import run
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -117,3 +119,13 @@ def test_what_is_no_http_is_refused_in_words():
             assert json.loads(body)["error"].startswith("http: ")
 
     run(scenario)
+
+
+def test_the_server_may_open_as_many_files_as_it_lets_connections_in() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, before[1]), before[1]))
+        allow_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(4096, before[1]), before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

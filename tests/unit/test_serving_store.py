@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -358,6 +360,21 @@ def test_files_that_cannot_be_written_are_said(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="cannot be written"):
         store.keep_validation("panels", labelled())
     assert store.variants() == ()
+
+
+def test_a_disk_without_room_for_the_weights_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    store, [kept] = filled_store(tmp_path, draft("kept"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, before[1]))  # no file beyond that, as on a full disk
+        with pytest.raises(ServingError, match="cannot be written"):
+            store.add(draft("large", width=40_000), (images(3),))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert store.variants() == (kept,)
+    assert not list(tmp_path.glob(".new-*"))
 
 
 def test_damaged_validation_data_are_refused(tmp_path: Path) -> None:
