@@ -39,6 +39,19 @@ class Reason(StrEnum):
     LATENCY = "latency"  #: none is fast enough
     CONFLICT = "conflict"  #: none is both
 
+    @property
+    def words(self) -> str:
+        """For people."""
+        return _WORDS[self]
+
+
+_WORDS = {
+    Reason.TASKS: "no variants answer these tasks",
+    Reason.ACCURACY: "no variants are accurate enough",
+    Reason.LATENCY: "no variants are fast enough",
+    Reason.CONFLICT: "those that are accurate enough are too slow",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:

@@ -166,7 +166,7 @@ class Answering:
 
 def mishit_refusal(mishit: Mishit) -> Refused:
     """Return the words for a query that nothing satisfies."""
-    text = _REASONS[mishit.reason]
+    text = mishit.reason.words
     if mishit.closest:
         nearest = mishit.closest[0]
         scores = ", ".join(f"{task} {score:.3f}" for task, score in nearest.accuracy.items())
@@ -183,12 +183,6 @@ def internal_refusal(what: str, error: BaseException | None) -> Refused:
     return Refused(RefusalKind.INTERNAL, "internal", f"{what}; the server's log has more under {short}")
 
 
-_REASONS = {
-    "tasks": "no variant or combination of variants that can be served now answers these tasks",
-    "accuracy": "no variant reaches that accuracy",
-    "latency": "no variant is that fast now",
-    "conflict": "no variant is that fast now and reaches that accuracy",
-}
 _REMEDY = "loosen the limit or the floor, or ask with on_mishit=best_effort"
 _REMEDIES = {Reason.TASKS: "ask for fewer tasks, or build and profile variants for all of them"}
 

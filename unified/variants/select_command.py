@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from serving.mishits import Residency
-from serving.queries import AccuracyMode, Budget, Decision, Mishit, Offer, OnMishit, Query, Reason
+from serving.queries import AccuracyMode, Budget, Decision, Mishit, Offer, OnMishit, Query
 from serving.selection import pareto_offers, select
 from serving.table import Table
 from unified.columns import fitting, natural
@@ -25,12 +25,6 @@ from unified.variants.opening import opened, profiled
 EXIT_MISHIT = 3
 MOST_LINES = 12
 _LEFT_OUT_FIRST = ("inference ms", "load ms", "mean")
-_REASONS = {
-    Reason.TASKS: "no variants answer these tasks",
-    Reason.ACCURACY: "no variants are accurate enough",
-    Reason.LATENCY: "no variants are fast enough",
-    Reason.CONFLICT: "those that are accurate enough are too slow",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +124,7 @@ def _show(answer: Decision | Mishit, others: Sequence[Offer], table: Table, opti
     console = make_console()
     lines = []
     if mishit is not None:
-        lines.append(f"mishit: {_REASONS[mishit.reason]}")
+        lines.append(f"mishit: {mishit.reason.words}")
     if chosen is not None:
         ids = f" ({chosen.version})" if chosen.version != _names(chosen, table) else ""
         lines.append(f"chosen{' all the same' if mishit else ''}: {_names(chosen, table)}{ids}")
