@@ -5,7 +5,8 @@
 separate processes; the 30 of the single-task system; planned mishits of the three systems; what unused heads cost; selection
 among 1,000 variants; a server under load with and without batching, while it drains, while variants change, and against
 malformed requests. Targets are those of the design: ``<id> <measure>=<value> target<op><number> PASS|FAIL|NOT-RUN``; any FAIL
-gives exit status 1. What was found is written after each stage; ``--work DIR`` keeps the variants, and uses those there.
+gives exit status 1. What was found is written after each stage. ``--work DIR`` keeps the variants; a later run with
+the same DIR uses those there, and adds to what FILE.json has of them.
 """
 
 from __future__ import annotations
@@ -67,14 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, data: Path, work: Path, console: Console) -> dict[str, Any]:
+    run = {
+        "command": f"python -m benchmarks.serving {' '.join(options.given)}",
+        "commit": git_commit(),
+        "load_average_before": os.getloadavg()[0],
+    }
+    before = json.loads(options.out.read_text()) if (work / "variants").exists() and options.out.exists() else {}
     content: dict[str, Any] = {
         "machine": asdict(describe_machine()),
         "versions": installed_versions(PACKAGES),
-        "commit": git_commit(),
-        "command": f"python -m benchmarks.serving {' '.join(options.given)}",
         "recipe": asdict(options.recipe),
-        "load_average_before": os.getloadavg()[0],
-        "found": {},
+        "runs": [*before.get("runs", []), run],
+        "found": before.get("found", {}),
     }
     begin = time.perf_counter()
 

@@ -22,7 +22,8 @@ def test_what_is_built_is_judged_loaded_and_drawn(tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "share of planned queries that miss" in printed
     content = json.loads(out.read_text())
-    assert {"machine", "versions", "commit", "command", "recipe"} <= content.keys()
+    assert {"machine", "versions", "recipe"} <= content.keys()
+    assert [run.keys() for run in content["runs"]] == [{"command", "commit", "load_average_before"}]
     found = content["found"]
     assert (found["build"]["variants_mtl"], found["build"]["variants_single"]) == (8, 6)  # of two ratios
     assert {row["source"] for row in found["build"]["rows"]} == {"pruned", "head_removed", "single"}
