@@ -63,7 +63,7 @@ def test_the_live_view_shows_how_far_it_is_and_leaves_nothing_behind():
     for event in STORY:
         live(event)
     with console.capture() as captured:
-        console.print(live._draw())
+        console.print(live.drawn())
     shown = captured.get()
     assert "2 candidates of 10" in shown
     assert "1.50x" in shown

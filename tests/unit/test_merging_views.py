@@ -80,7 +80,7 @@ def test_the_live_view_shows_stage_alphas_and_rounds_and_leaves_nothing_behind()
         for event in STORY[:4]:
             tell(event)
         drawn = Console(file=io.StringIO(), width=120)
-        drawn.print(view._draw())
+        drawn.print(view.drawn())
     text = drawn.file.getvalue()
     assert all(part in text for part in ("merging and pruning with alpha 0.1", "undone", "good enough", "digit+parity"))
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TextIO
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from fusion.search.progress import CandidateDone, Event, Finished, Improved, Started
 from unified.listeners import json_line
+from unified.live_view import LiveView
 from unified.quantities import MISSING, bytes_text, count_text, plural, seconds_text, value_text
 from unified.summary import finite
 from unified.terminal import LineView
@@ -38,7 +37,7 @@ def fuse_lines(stream: TextIO, metric: str, *, as_json: bool) -> LineView[Event]
     return LineView(stream, lambda event: event_lines(event, metric))
 
 
-class FuseLive:
+class FuseLive(LiveView):
     """Shows how far a search is, the best so far for each threshold, and the last candidates.
 
     Args:
@@ -54,17 +53,7 @@ class FuseLive:
         self._last: list[CandidateDone] = []
         self._num_done = 0
         self._improved: dict[float, Improved] = {}
-        self._begin = time.monotonic()
-        self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> Listener:
-        """Begin to draw."""
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take the view away."""
-        self._live.stop()
+        super().__init__(console)
 
     def __call__(self, event: Event) -> None:
         """Take note of ``event``."""
@@ -79,8 +68,9 @@ class FuseLive:
             case Finished():
                 pass
 
-    def _draw(self) -> RenderableType:
-        seconds = time.monotonic() - self._begin
+    def drawn(self) -> RenderableType:
+        """Return what is shown now."""
+        seconds = self.seconds
         parts: list[RenderableType] = [self._head(seconds)]
         if self._started is not None:
             parts.append(ProgressBar(total=1.0, completed=self._share(seconds), width=40))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +14,7 @@ from fusion.merging.progress import AlphaTried, Event, Finished, RoundEnded, Sta
 from fusion.merging.records import joined, plain
 from unified.fusing.views import plain_table
 from unified.listeners import json_line
+from unified.live_view import LiveView
 from unified.quantities import count_text, plural, seconds_text
 from unified.terminal import LineView
 
@@ -35,7 +34,7 @@ def merge_lines(stream: TextIO, *, as_json: bool) -> LineView[Event]:
     return LineView(stream, event_lines)
 
 
-class MergeLive:
+class MergeLive(LiveView):
     """Shows the stage that a merge is in, the alphas tried and the last rounds of pruning.
 
     Args:
@@ -46,17 +45,7 @@ class MergeLive:
         self._stage: StageBegan | None = None
         self._alphas: list[AlphaTried] = []
         self._last: list[RoundEnded] = []
-        self._begin = time.monotonic()
-        self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> Listener:
-        """Begin to draw."""
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take the view away."""
-        self._live.stop()
+        super().__init__(console)
 
     def __call__(self, event: Event) -> None:
         """Take note of ``event``."""
@@ -70,8 +59,9 @@ class MergeLive:
             case Started() | Finished():
                 pass
 
-    def _draw(self) -> RenderableType:
-        seconds = seconds_text(time.monotonic() - self._begin)
+    def drawn(self) -> RenderableType:
+        """Return what is shown now."""
+        seconds = seconds_text(self.seconds)
         if self._stage is None:
             return Text(f"reading the models and measuring what neurons tell … {seconds}")
         parts: list[RenderableType] = [

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
@@ -17,6 +15,7 @@ from serving.records import Family
 from unified.columns import fitting, natural
 from unified.fusing.views import plain_table
 from unified.listeners import json_line
+from unified.live_view import LiveView
 from unified.quantities import MISSING, bytes_text, count_text, plural, seconds_text
 from unified.terminal import LineView
 
@@ -65,7 +64,7 @@ def progress_lines(event: ProfileProgress) -> list[str]:
     return [] if event.done else [f"{_DOING[event.stage]} {_amount(event)}"]
 
 
-class ProfileLive:
+class ProfileLive(LiveView):
     """Shows how far a profiling run is.
 
     Args:
@@ -74,26 +73,16 @@ class ProfileLive:
 
     def __init__(self, console: Console) -> None:
         self._last: ProfileProgress | None = None
-        self._begin = time.monotonic()
-        # drawn when told, not by a thread of its own, which would disturb what is measured
-        self._live = Live(console=console, get_renderable=self._draw, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> Tell:
-        """Begin to draw."""
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take the view away."""
-        self._live.stop()
+        super().__init__(console, by_itself=False)  # a thread that draws would disturb what is measured
 
     def __call__(self, event: ProfileProgress) -> None:
         """Draw how far it is."""
         self._last = event
-        self._live.refresh()
+        self.redraw()
 
-    def _draw(self) -> RenderableType:
-        seconds = seconds_text(time.monotonic() - self._begin)
+    def drawn(self) -> RenderableType:
+        """Return what is shown now."""
+        seconds = seconds_text(self.seconds)
         if self._last is None:
             return Text(f"reading … {seconds}")
         return Group(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from serving.progress import Event, LeftOut, NetworkDone, Stage, StageBegan, Stored, Tell
+from serving.progress import Event, LeftOut, NetworkDone, Stage, StageBegan, Stored
 from serving.records import Source, Variant
 from unified.fusing.views import plain_table
 from unified.listeners import json_line
+from unified.live_view import LiveView
 from unified.quantities import MISSING, bytes_text, count_text, plural, seconds_text, value_text
 from unified.summary import finite
 from unified.terminal import LineView
@@ -35,7 +34,7 @@ def build_lines(stream: TextIO, *, as_json: bool) -> LineView[Event]:
     return LineView(stream, event_lines)
 
 
-class BuildLive:
+class BuildLive(LiveView):
     """Shows how far the stage is that a build is in, and what was done last.
 
     Args:
@@ -46,17 +45,7 @@ class BuildLive:
         self._stage: StageBegan | None = None
         self._num_done = 0
         self._last: list[str] = []
-        self._begin = time.monotonic()
-        self._live = Live(console=console, get_renderable=self.drawn, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> Tell:
-        """Begin to draw."""
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take the view away."""
-        self._live.stop()
+        super().__init__(console)
 
     def __call__(self, event: Event) -> None:
         """Take note of ``event``."""
@@ -71,7 +60,7 @@ class BuildLive:
 
     def drawn(self) -> RenderableType:
         """Return what is shown now."""
-        seconds = seconds_text(time.monotonic() - self._begin)
+        seconds = seconds_text(self.seconds)
         if self._stage is None:
             return Text(f"reading the network and the data … {seconds}")
         total = len(self._stage.names)
