@@ -95,7 +95,7 @@ class Offer:
         tasks: For each of them the tasks that are taken from it, in the family's order.
         predicted_ms: Waiting, loading and inference, all together.
         load_ms: Of that, loading what is not resident.
-        infer_ms: Of that, inference.
+        infer_ms: Of that, inference, and what calls take beside it.
         accuracy: Profiled score of each task.
     """
 

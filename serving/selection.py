@@ -30,14 +30,16 @@ class State:
         load_ms: ``(n,)`` for the variants of a table: what loading each would still take, 0 if it is resident. Not to be
             changed in place: as long as it is the same array, what was computed from it is used again.
         wait_ms: Until what is chosen could begin.
+        call_ms: What each variant that runs takes beside its inference.
     """
 
     load_ms: Floats
     wait_ms: float = 0.0
+    call_ms: float = 0.0
 
-    def waiting(self, wait_ms: float) -> State:
-        """Return this with another wait."""
-        return replace(self, wait_ms=wait_ms)
+    def waiting(self, wait_ms: float, call_ms: float = 0.0) -> State:
+        """Return this with another wait, and with what calls take now."""
+        return replace(self, wait_ms=wait_ms, call_ms=call_ms)
 
     @classmethod
     def all_resident(cls, table: Table) -> Self:
@@ -100,7 +102,8 @@ class _Selection:
         self._query = query
         self._table = table
         self._state = state
-        self._costs = Costs(table.latency(rows, quantile), state.load_ms)
+        infer_ms = table.call(rows, quantile, state.call_ms) if state.call_ms else table.latency(rows, quantile)
+        self._costs = Costs(infer_ms, state.load_ms)
         self._candidates = find_candidates(table, table.mask_of(query.tasks))
         self._fronts = fronts_of(table, self._candidates, self._costs)
 

@@ -18,7 +18,7 @@ from serving.runtime.admission import blame_values, find_version
 from serving.runtime.batching import QueueFull, order_of
 from serving.runtime.deployment import Deployment, Unusable
 from serving.runtime.executor import Call, Executor, Finished
-from serving.runtime.handoff import Handoff
+from serving.runtime.overhead import Overhead
 from serving.runtime.requests import InferAnswer, InferRequest, RefusalKind, Refused
 from serving.runtime.running import NotFinite, Outputs, Ran
 from serving.runtime.snapshot import Servable, Snapshot
@@ -38,6 +38,8 @@ class Plan:
         rows: Its samples.
         decision: What answers it.
         snapshot: In which the decision holds.
+        decided: Reading of the clock.
+        wait: Seconds that were predicted until the first variant could begin.
     """
 
     request: InferRequest
@@ -45,6 +47,8 @@ class Plan:
     rows: int
     decision: Decision
     snapshot: Snapshot
+    decided: float
+    wait: float
 
     @property
     def deadline(self) -> float:
@@ -59,7 +63,7 @@ class Answering:
         self._deployment = deployment
         self._executor = executor
         self._quantile = quantile
-        self._handoff = Handoff()
+        self._overhead = Overhead()
 
     def decide(self, request: InferRequest, family: Family, rows: int) -> Plan | Mishit:
         """Return what answers a request now, by the profiles, what is on the device and what waits for it.
@@ -70,8 +74,8 @@ class Answering:
         table = snapshot.tables[family.name]
         now = time.monotonic()
         deadline = request.received + query.limit_ms / 1e3
-        wait = self._executor.wait_seconds(order_of(query.priority, deadline, now)) + self._handoff.seconds
-        state = self._deployment.state(table).waiting((now - request.received + wait) * 1e3)
+        wait = self._executor.wait_seconds(order_of(query.priority, deadline, now))
+        state = self._deployment.state(table).waiting((now - request.received + wait) * 1e3, self._overhead.seconds(now) * 1e3)
         if request.version is not None:
             servable = find_version(snapshot, request)
             decision = Decision(offer=_offer_of(servable, table, request, state, rows))
@@ -80,7 +84,7 @@ class Answering:
             if isinstance(found, Mishit):
                 return found
             decision = found
-        return Plan(request=request, family=family, rows=rows, decision=decision, snapshot=snapshot)
+        return Plan(request=request, family=family, rows=rows, decision=decision, snapshot=snapshot, decided=now, wait=wait)
 
     async def run(self, plan: Plan) -> InferAnswer:
         """Run the variants that were decided on, one after the other, and answer.
@@ -94,8 +98,12 @@ class Answering:
         seconds = [servable.seconds(plan.rows) for servable in servables]
         outputs: dict[str, Tensor] = {}
         queued, batch_rows = 0.0, 0
+        began, wait = plan.decided, plan.wait
         for place, (servable, tasks) in enumerate(zip(servables, offer.tasks, strict=True)):
             call, found = await self._run_one(servable, plan, plan.deadline - sum(seconds[place + 1 :]))
+            now = time.monotonic()
+            self._overhead.add(now - began - call.loading - wait - seconds[place], now)
+            began, wait = now, 0.0
             outputs |= {task: found[task] for task in tasks}
             queued += call.started - call.arrived
             batch_rows = max(batch_rows, call.batch_rows)
@@ -119,6 +127,7 @@ class Answering:
 
     async def _run_one(self, servable: Servable, plan: Plan, deadline: float) -> tuple[Call, Outputs]:
         for _ in range(2):
+            before = time.monotonic()
             resident = await self._deployment.acquire(servable)
             call = Call(
                 key=(servable.id, *((tensor.dtype, tensor.shape[1:]) for tensor in plan.request.inputs)),
@@ -126,15 +135,14 @@ class Answering:
                 variant=servable.id,
                 rows=plan.rows,
                 arrived=time.monotonic(),
-                deadline=deadline - self._handoff.seconds,
+                loading=time.monotonic() - before,
+                deadline=deadline - self._overhead.seconds(before),
                 priority=plan.request.query.priority,
                 module=resident.module,
                 inputs=plan.request.inputs,
                 done=asyncio.get_running_loop().create_future(),
             )
             ran = await self._run_call(call)
-            if call.found_idle:
-                self._handoff.add(time.monotonic() - call.arrived - call.seconds)
             if ran.outputs is not None:
                 return call, ran.outputs
             if not isinstance(ran.error, torch.OutOfMemoryError):
@@ -201,7 +209,7 @@ def _offer_of(servable: Servable, table: Table, request: InferRequest, state: St
     tasks = tuple(task for task in table.family.task_names if task in request.query.tasks)
     place = table.index[servable.id]
     load_ms = float(state.load_ms[place])
-    infer_ms = servable.seconds(rows) * 1e3
+    infer_ms = servable.seconds(rows) * 1e3 + state.call_ms
     return Offer(
         variants=(servable.id,),
         tasks=(tasks,),

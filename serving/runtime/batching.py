@@ -126,10 +126,6 @@ class Batcher(Generic[W]):
         """Take note that the batch that ran is done."""
         self._busy_until = -math.inf
 
-    def is_idle(self) -> bool:
-        """Return whether nothing runs and nothing waits."""
-        return not self._queues and self._busy_until == -math.inf
-
     def wait_seconds(self, now: float, order: tuple[int, float]) -> float:
         """Predict how long the device is busy with what goes before a call of this order.
 

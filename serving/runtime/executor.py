@@ -24,7 +24,7 @@ class Call(Waiting):
         module: Of the variant, on the device for as long as the call is not done.
         inputs: On the CPU, rows first.
         done: Gets what became of it.
-        found_idle: Whether nothing ran and nothing waited when it came.
+        loading: Seconds that it took until its variant was on the device, before it came to wait.
         started: Seconds of the clock when its batch started.
         seconds: That its batch took.
         batch_rows: Samples of its batch.
@@ -34,7 +34,7 @@ class Call(Waiting):
     module: nn.Module
     inputs: Inputs
     done: asyncio.Future[Ran]
-    found_idle: bool = False
+    loading: float = 0.0
     started: float = 0.0
     seconds: float = 0.0
     batch_rows: int = 0
@@ -78,7 +78,6 @@ class Executor:
     def submit(self, call: Call) -> None:
         """Let a call wait for the device; raises QueueFull if too many rows do."""
         with self._changed:
-            call.found_idle = self._batcher.is_idle()
             self._batcher.add(call)
             self._changed.notify()
 
