@@ -55,8 +55,15 @@ def prepare(recipe: Recipe, data: Path, folder: Path) -> None:
     unified.export(network, parts["train"].inputs[0][:2], folder / "parent.umodel")
 
 
-def build_together(recipe: Recipe, folder: Path, systems: str) -> float:
-    """Build and profile the variants of ``systems`` by the command line; return the seconds from outside."""
+def build_together(recipe: Recipe, folder: Path, systems: str, *, force: bool = False) -> float:
+    """Build and profile the variants of ``systems`` by the command line; return the seconds from outside.
+
+    Args:
+        recipe: How.
+        folder: That :func:`prepare` wrote; its variants are in ``variants``.
+        systems: ``multi`` or ``single``.
+        force: Measure those that were there before again: what is compared takes turns in one run.
+    """
     options = {
         "--data": folder / "data",
         "--out": folder / "variants",
@@ -71,7 +78,7 @@ def build_together(recipe: Recipe, folder: Path, systems: str) -> float:
     }
     given = [str(part) for option in options.items() for part in option]
     build = run_unified(["variants", "build", str(folder / "parent.umodel"), *given], folder / f"build-{systems}.log")
-    profiled = ["variants", "profile", str(folder / "variants"), "--threads", "1"]
+    profiled = ["variants", "profile", str(folder / "variants"), "--threads", "1", *(["--force"] if force else [])]
     return build + run_unified(profiled, folder / f"profile-{systems}.log")
 
 
