@@ -40,6 +40,7 @@ class Plan:
         snapshot: In which the decision holds.
         decided: Reading of the clock.
         wait: Seconds that were predicted until the first variant could begin.
+        overhead: Seconds that were predicted for each variant beside its inference.
     """
 
     request: InferRequest
@@ -49,6 +50,7 @@ class Plan:
     snapshot: Snapshot
     decided: float
     wait: float
+    overhead: float
 
     @property
     def deadline(self) -> float:
@@ -75,7 +77,8 @@ class Answering:
         now = time.monotonic()
         deadline = request.received + query.limit_ms / 1e3
         wait = self._executor.wait_seconds(order_of(query.priority, deadline, now))
-        state = self._deployment.state(table).waiting((now - request.received + wait) * 1e3, self._overhead.seconds(now) * 1e3)
+        overhead = self._overhead.seconds(now)
+        state = self._deployment.state(table).waiting((now - request.received + wait) * 1e3, overhead * 1e3)
         if request.version is not None:
             servable = find_version(snapshot, request)
             decision = Decision(offer=_offer_of(servable, table, request, state, rows))
@@ -84,7 +87,16 @@ class Answering:
             if isinstance(found, Mishit):
                 return found
             decision = found
-        return Plan(request=request, family=family, rows=rows, decision=decision, snapshot=snapshot, decided=now, wait=wait)
+        return Plan(
+            request=request,
+            family=family,
+            rows=rows,
+            decision=decision,
+            snapshot=snapshot,
+            decided=now,
+            wait=wait,
+            overhead=overhead,
+        )
 
     async def run(self, plan: Plan) -> InferAnswer:
         """Run the variants that were decided on, one after the other, and answer.
@@ -136,7 +148,7 @@ class Answering:
                 rows=plan.rows,
                 arrived=time.monotonic(),
                 loading=time.monotonic() - before,
-                deadline=deadline - self._overhead.seconds(before),
+                deadline=deadline - plan.overhead,
                 priority=plan.request.query.priority,
                 module=resident.module,
                 inputs=plan.request.inputs,
